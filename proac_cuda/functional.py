@@ -1,0 +1,161 @@
+"""The public function: checks its arguments, gives the tensors the form the stages take, and runs them."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .autograd import Options, ProACFunction, ProACStats, make_stats
+from .backends import choose_backend
+from .reference import compute_dtype
+from .stages import REDUCTIONS
+from .validation import check_ignore_index, check_options, check_tensors, raise_for_values, warn_once
+
+
+def proac_loss(
+    features: Tensor,
+    labels: Tensor,
+    prototypes: Tensor,
+    *,
+    temperature: float = 0.1,
+    ignore_index: int = 255,
+    pixel_weight: Tensor | None = None,
+    class_weight: Tensor | None = None,
+    num_negatives: int | None = None,
+    negative_reduction: str = "sum",
+    pixel_anchor_weight: float = 0.0,
+    seed: int | Tensor | None = None,
+    reduction: str = "mean",
+    backend: str = "auto",
+    return_stats: bool = False,
+    process_group: Any = None,
+) -> Tensor | tuple[Tensor, ProACStats]:
+    r"""Prototype-anchor contrast: each class prototype against its own pixels and the pixels of all other classes.
+
+    With :math:`S_{ki}` the cosine of prototype k and pixel i over the temperature,
+
+    .. math:: L_k = \frac{1}{W_k} \sum_{i \in P_k} w_i \,\mathrm{softplus}\Bigl(
+              \log \sum_{j \in N_k} w_j e^{S_{kj}} - S_{ki}\Bigr),
+
+    averaged over the classes that are present. Add it to cross-entropy: ``total = ce + 0.1 * proac``.
+    The value grows like the logarithm of the number of negatives.
+
+    Args:
+        features: pixel embeddings, (B, D, \*spatial) with 1 to 3 spatial axes, or (N, D); float16, bfloat16, float32 or
+            float64; not normalised. Read where they lie if the spatial axes collapse into one stride and the channel or
+            the pixel stride is 1 (contiguous, channels_last, slices of these); else copied once, with a warning.
+        labels: class of each pixel, (B, \*any spatial size) or (N,); uint8, int16, int32 or int64; read at the features'
+            resolution by the rule of ``interpolate(mode="nearest")``.
+        prototypes: one anchor per class, (K, D); normalised inside. See :func:`uniform_prototypes`.
+        temperature: divides the cosines.
+        ignore_index: label of pixels that take no part and get a gradient of exactly 0.
+        pixel_weight: shape of ``labels``; finite and >= 0, for example the confidence of a pseudo label. 0 means ignored.
+        class_weight: (K,), finite and >= 0.
+        num_negatives: None takes every pixel of another class as a negative; M draws, for each class, exactly
+            min(M, number of them), uniformly and without replacement.
+        negative_reduction: "sum" (the authors') or "mean" over the negatives, inside the logarithm.
+        pixel_anchor_weight: weight of the pixel-anchored twin, cross-entropy over the cosines.
+        seed: names the sampled sets: an int (the same sets at every call), an int64 tensor of one element (copied at the
+            call), or None (a fresh one from PyTorch's default generator of the features' device).
+        reduction: "mean" over the classes present, weighted by ``class_weight``; "sum"; or "none", a value per class.
+        backend: "auto", or one of :func:`available_backends`. The environment variable PROAC_BACKEND overrides "auto".
+        return_stats: also return :class:`ProACStats`, out of the same pass.
+        process_group: reserved for the loss over all ranks of a process group.
+
+    Returns:
+        The loss, a scalar, or (K,) for ``reduction="none"``; float32, or float64 for float64 features. With
+        ``return_stats``, a tuple of the loss and the statistics.
+
+    Raises:
+        TypeError: a dtype or type that is not in the list above.
+        ValueError: shapes or devices that do not fit, options out of range; on the CPU also a label outside [0, K) that
+            is not ``ignore_index``, and a weight that is negative, infinite or NaN. On CUDA such pixels are ignored and
+            counted in the statistics, since looking would synchronise; PROAC_CHECKS=1 makes CUDA look as well.
+        RuntimeError: a backend asked for by name cannot run; under torch.compile, what only shows at run time; an attempt
+            to differentiate the gradient.
+
+    Source: ProAC, Ren, Lu, Mao and Dong, "Exploring Prototype-Anchor Contrast for Semantic Segmentation", IEEE TCSVT
+    2024. Every formula stands in :mod:`proac_cuda.reference`.
+    """
+    check_options(
+        temperature, ignore_index, num_negatives, negative_reduction, pixel_anchor_weight, seed, reduction
+    )
+    check_tensors(features, labels, prototypes, pixel_weight, class_weight, seed)
+    check_ignore_index(ignore_index, prototypes.shape[0])
+    if process_group is not None:
+        raise ValueError("process_group: the loss over several ranks is not available in this version; pass None")
+    chosen = choose_backend(backend, features.device)
+
+    dtype = compute_dtype(features)
+    features, labels, pixel_weight = _with_channel_axis_second(features, labels, pixel_weight)
+    if pixel_weight is not None:
+        pixel_weight = pixel_weight.to(dtype)
+    if class_weight is not None:
+        class_weight = class_weight.to(dtype).contiguous()
+    looks_at_values = features.device.type != "cuda" or os.environ.get("PROAC_CHECKS") == "1"
+    options = Options(
+        backend=chosen.name,
+        temperature=float(temperature),
+        ignore_index=ignore_index,
+        num_negatives=num_negatives,
+        negative_mean=negative_reduction == "mean",
+        pixel_anchor_weight=float(pixel_anchor_weight),
+        reduction=REDUCTIONS[reduction],
+        hardest_negative=return_stats,
+        check_values=looks_at_values and torch.compiler.is_compiling(),
+    )
+    loss, statistics, sums, diagnostics = ProACFunction.apply(
+        _readable_in_place(features),
+        prototypes.to(dtype).contiguous(),
+        labels,
+        pixel_weight,
+        class_weight,
+        None if num_negatives is None else _rng_state(seed, features.device),
+        options,
+    )
+    if looks_at_values and not torch.compiler.is_compiling():
+        raise_for_values(diagnostics, class_weight)
+    if not return_stats:
+        return loss
+    return loss, make_stats(statistics, sums, diagnostics, options.temperature, options.negative_mean)
+
+
+def _with_channel_axis_second(
+    features: Tensor, labels: Tensor, pixel_weight: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(N, D) features as (1, D, N), a view, with their labels and weights as (1, N); all others as they are."""
+    if features.ndim > 2:
+        return features, labels, pixel_weight
+    weight = None if pixel_weight is None else pixel_weight.unsqueeze(0)
+    return features.t().unsqueeze(0), labels.unsqueeze(0), weight
+
+
+def _readable_in_place(features: Tensor) -> Tensor:
+    """The features themselves where the kernels can read them, else one contiguous copy, with a warning."""
+    sizes, strides = features.shape, features.stride()
+    axes = [axis for axis in range(2, features.ndim) if sizes[axis] != 1]  # the stride of the others means nothing
+    collapses = all(strides[a] == strides[b] * sizes[b] for a, b in zip(axes, axes[1:], strict=False))
+    unit_stride = not axes or sizes[1] == 1 or 1 in (strides[1], strides[axes[-1]])
+    if (collapses and unit_stride) or features.numel() == 0:
+        return features
+    warn_once(
+        "copy",
+        f"features of shape {tuple(sizes)} and strides {tuple(strides)} are copied at every call: they can be read in "
+        "place where the spatial axes collapse into one stride and the channel or the pixel stride is 1 "
+        "(contiguous, channels_last, and channel or batch slices of these)",
+    )
+    return features.contiguous()
+
+
+def _rng_state(seed: int | Tensor | None, device: torch.device) -> Tensor:
+    """(seed, index of the first pixel) as int64 on the device: a copy of a seed tensor, never a host synchronisation."""
+    if seed is None:
+        seed = torch.randint(-(2**63), 2**63 - 1, (1,), dtype=torch.int64, device=device)
+    elif not isinstance(seed, Tensor):
+        signed = (seed + 2**63) % 2**64 - 2**63
+        seed = torch.full((1,), signed, dtype=torch.int64, device=device)
+    first_index = torch.zeros(1, dtype=torch.int64, device=device)
+    return torch.cat([seed.detach().reshape(1), first_index])

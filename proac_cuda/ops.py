@@ -1,0 +1,151 @@
+"""Registration of the stages as PyTorch ops: one schema and one fake each, for every backend.
+
+A backend is a namespace that holds the same five ops: ``torch.ops.proac_cuda_reference`` is implemented here by
+:mod:`proac_cuda.reference`; ``torch.ops.proac_cuda`` by the compiled extension (its CPU kernels are "cpp", its CUDA
+kernels "cuda"). So a call is one and the same graph whichever backend runs it.
+
+Shapes, in every op: features (B, D, *spatial) with 1 to 3 spatial axes which collapse into one pixel stride, the channel
+or the pixel stride being 1; labels and pixel_weight (B, *any size), any strides; prototypes (K, D) contiguous.
+float64 features go with float64 prototypes, weights and class vectors, all others with float32 ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import reference, stages
+from .validation import raise_for_values
+
+KERNELS = "proac_cuda"
+REFERENCE = "proac_cuda_reference"
+
+SCHEMAS = {
+    "select_negatives": """(
+        Tensor features, Tensor labels, Tensor? pixel_weight, Tensor rng_state,
+        int num_negatives, int num_classes, int ignore_index) -> Tensor""",
+    "class_statistics": """(
+        Tensor features, Tensor labels, Tensor? pixel_weight, Tensor prototypes, Tensor? thresholds, Tensor? rng_state,
+        float temperature, int ignore_index, bool pixel_anchor, bool hardest_negative) -> (Tensor, Tensor, Tensor)""",
+    "positive_sums": """(
+        Tensor positive, Tensor labels, Tensor? pixel_weight, Tensor statistics,
+        int ignore_index, bool negative_mean) -> Tensor""",
+    "reduce_loss": """(
+        Tensor statistics, Tensor sums, Tensor? class_weight, float pixel_anchor_weight, int reduction) -> Tensor""",
+    "loss_gradients": """(
+        Tensor features, Tensor labels, Tensor? pixel_weight, Tensor prototypes, Tensor? thresholds, Tensor? rng_state,
+        Tensor statistics, Tensor sums, Tensor? class_weight, Tensor grad_loss,
+        float temperature, int ignore_index, bool negative_mean, float pixel_anchor_weight, int reduction,
+        bool features_need_grad, bool prototypes_need_grad) -> (Tensor, Tensor)""",
+}
+
+
+def _fake_select_negatives(
+    features: Tensor,
+    labels: Tensor,
+    pixel_weight: Tensor | None,
+    rng_state: Tensor,
+    num_negatives: int,
+    num_classes: int,
+    ignore_index: int,
+) -> Tensor:
+    return rng_state.new_empty(num_classes, 2)
+
+
+def _fake_class_statistics(
+    features: Tensor,
+    labels: Tensor,
+    pixel_weight: Tensor | None,
+    prototypes: Tensor,
+    *options: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        prototypes.new_empty(stages.NUM_STATISTICS, prototypes.shape[0]),
+        prototypes.new_empty(features.shape[0], *features.shape[2:]),
+        features.new_empty(4, dtype=torch.int64),
+    )
+
+
+def _fake_positive_sums(
+    positive: Tensor, labels: Tensor, pixel_weight: Tensor | None, statistics: Tensor, *options: Any
+) -> Tensor:
+    return statistics.new_empty(stages.NUM_POSITIVE_SUMS, statistics.shape[1])
+
+
+def _fake_reduce_loss(
+    statistics: Tensor,
+    sums: Tensor,
+    class_weight: Tensor | None,
+    pixel_anchor_weight: float,
+    reduction: int,
+) -> Tensor:
+    return statistics.new_empty((statistics.shape[1],) if reduction == stages.NONE else ())
+
+
+def _fake_loss_gradients(
+    features: Tensor,
+    labels: Tensor,
+    pixel_weight: Tensor | None,
+    prototypes: Tensor,
+    *arguments: Any,
+) -> tuple[Tensor, Tensor]:
+    features_need_grad, prototypes_need_grad = arguments[-2:]
+    return (
+        torch.empty_like(features) if features_need_grad else features.new_empty(0),
+        torch.empty_like(prototypes) if prototypes_need_grad else prototypes.new_empty(0),
+    )
+
+
+_FAKES: dict[str, Callable[..., Any]] = {
+    "select_negatives": _fake_select_negatives,
+    "class_statistics": _fake_class_statistics,
+    "positive_sums": _fake_positive_sums,
+    "reduce_loss": _fake_reduce_loss,
+    "loss_gradients": _fake_loss_gradients,
+}
+
+
+def define_stages(namespace: str) -> torch.library.Library:
+    """Define the five ops of a backend under ``namespace``, with their fakes."""
+    library = torch.library.Library(namespace, "DEF")
+    for name, schema in SCHEMAS.items():
+        library.define(name + " ".join(schema.split()), tags=(torch.Tag.pt2_compliant_tag,))
+        torch.library.register_fake(f"{namespace}::{name}", _FAKES[name], lib=library)
+    return library
+
+
+def implement_stages(library: torch.library.Library, module: Any, dispatch_key: str) -> None:
+    """Implement the five ops with the functions of the same names in ``module``, out of reach of autocast."""
+    for name in SCHEMAS:
+        library.impl(name, _without_autocast(getattr(module, name)), dispatch_key)
+
+
+def _without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
+    def call(features: Tensor, *arguments: Any) -> Any:
+        with torch.autocast(features.device.type, enabled=False):
+            return function(features, *arguments)
+
+    return call
+
+
+def _check_values(statistics: Tensor, diagnostics: Tensor, class_weight: Tensor | None) -> Tensor:
+    raise_for_values(diagnostics, class_weight, RuntimeError)
+    return statistics.clone()
+
+
+_kernels = define_stages(KERNELS)
+_reference = define_stages(REFERENCE)
+implement_stages(_reference, reference, "CompositeExplicitAutograd")
+
+# A compiled graph looks at values through this op: returning the statistics keeps the check alive in the graph.
+_kernels.define(
+    "check_values(Tensor statistics, Tensor diagnostics, Tensor? class_weight) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+_kernels.impl("check_values", _check_values, "CompositeExplicitAutograd")
+torch.library.register_fake(
+    f"{KERNELS}::check_values", lambda statistics, diagnostics, class_weight: statistics.clone(), lib=_kernels
+)
