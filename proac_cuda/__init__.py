@@ -6,8 +6,7 @@ from .backends import BackendStatus, available_backends
 from .functional import proac_loss
 from .module import ProACLoss
 from .prototypes import load_prototypes, prototype_certificate, uniform_prototypes
-
-__version__ = "0.1.0"
+from .version import __version__
 
 __all__ = [
     "BackendStatus",

@@ -1,0 +1,64 @@
+"""Every test that takes ``backend`` runs once for each row below: a further backend is one more row."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pytest
+import torch
+
+import proac_cuda
+from proac_cuda import validation
+
+
+class Target(NamedTuple):
+    """A backend and the device that its tensors lie on."""
+
+    name: str
+    device: str
+
+
+TARGETS = [
+    Target("reference", "cpu"),
+    Target("cpp", "cpu"),
+    Target("reference", "cuda"),
+    Target("triton", "cuda"),
+    Target("cuda", "cuda"),
+]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--backend", action="append", help="only these backends; default all")
+    parser.addoption("--slow", action="store_true", help="also tests marked slow")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--slow") or "slow" in config.getoption("-m"):
+        return
+    for item in items:
+        if "slow" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
+
+
+def _parameter(target: Target) -> object:
+    marks = [pytest.mark.gpu] if target.device == "cuda" else []
+    if target.device == "cuda" and not torch.cuda.is_available():
+        marks.append(pytest.mark.skip(reason="PyTorch sees no CUDA device"))
+    else:
+        status = proac_cuda.available_backends().get(target.name)
+        if status is None or not status.can_run:
+            reason = "no such backend in this build" if status is None else status.reason
+            marks.append(pytest.mark.skip(reason=reason))
+    return pytest.param(target, id=f"{target.name}-{target.device}", marks=marks)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "backend" in metafunc.fixturenames:
+        wanted = metafunc.config.getoption("--backend")
+        targets = [target for target in TARGETS if not wanted or target.name in wanted]
+        metafunc.parametrize("backend", [_parameter(target) for target in targets])
+
+
+@pytest.fixture(autouse=True)
+def _fresh_warnings() -> None:
+    validation._warned.clear()
