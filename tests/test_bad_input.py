@@ -1,0 +1,208 @@
+"""The table of bad input, row by row: the error, its type, and that it names what came."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+import proac_cuda
+
+X = torch.randn(2, 8, 4, 4)
+Y = torch.randint(0, 3, (2, 8, 8))
+P = torch.randn(3, 8)
+W = torch.ones(2, 8, 8)
+
+
+def _call(features=X, labels=Y, prototypes=P, **options):
+    return proac_cuda.proac_loss(features, labels, prototypes, backend="reference", **options)
+
+
+VALUE_ERRORS = {
+    "features of rank 1": ({"features": torch.randn(8)}, r"features.*\(8,\)"),
+    "features of rank 6": ({"features": torch.randn(1, 8, 1, 1, 1, 1)}, "features"),
+    "labels of the wrong rank": ({"labels": Y[0]}, r"labels.*\(2, 8, 4, 4\).*\(8, 8\)"),
+    "labels with a channel axis": ({"labels": Y[:, None]}, r"\(2, 1, 8, 8\).*squeeze\(1\)"),
+    "batch mismatch": ({"labels": Y[:1]}, r"\(1, 8, 8\).*\(2, 8, 4, 4\)"),
+    "rows mismatch": ({"features": X[:, :, 0, 0], "labels": Y[0, 0, :5]}, "labels"),
+    "empty label axis": ({"labels": Y[:, :0]}, r"\(2, 0, 8\).*\(2, 8, 4, 4\)"),
+    "prototypes of rank 1": ({"prototypes": P[0]}, r"prototypes.*\(8,\)"),
+    "D mismatch": ({"prototypes": torch.randn(3, 7)}, r"\(2, 8, 4, 4\).*\(3, 7\)"),
+    "no prototypes": ({"prototypes": torch.randn(0, 8)}, "prototypes"),
+    "K mismatch of class_weight": ({"class_weight": torch.ones(4)}, r"\(3, 8\).*\(4,\)"),
+    "pixel_weight of another shape": ({"pixel_weight": torch.ones(2, 4, 4)}, r"\(2, 8, 8\).*\(2, 4, 4\)"),
+    "temperature 0": ({"temperature": 0.0}, "temperature.*0.0"),
+    "temperature negative": ({"temperature": -1}, "temperature.*-1"),
+    "temperature NaN": ({"temperature": math.nan}, "temperature.*nan"),
+    "temperature infinite": ({"temperature": math.inf}, "temperature.*inf"),
+    "num_negatives 0": ({"num_negatives": 0}, "num_negatives.*0"),
+    "pixel_anchor_weight negative": ({"pixel_anchor_weight": -0.5}, "pixel_anchor_weight.*-0.5"),
+    "pixel_anchor_weight NaN": ({"pixel_anchor_weight": math.nan}, "pixel_anchor_weight.*nan"),
+    "pixel_anchor_weight without a scalar": (
+        {"pixel_anchor_weight": 0.5, "reduction": "none"},
+        "pixel_anchor_weight.*none",
+    ),
+    "unknown reduction": ({"reduction": "avg"}, "reduction.*avg"),
+    "unknown negative_reduction": ({"negative_reduction": "max"}, "negative_reduction.*max"),
+    "seed of two elements": ({"num_negatives": 2, "seed": torch.tensor([1, 2])}, "seed.*(2,)"),
+    "seed beyond 64 bits": ({"num_negatives": 2, "seed": 2**64}, "seed"),
+    "pixel_weight with a gradient": ({"pixel_weight": W.clone().requires_grad_()}, "pixel_weight.*detach"),
+    "class_weight with a gradient": (
+        {"class_weight": torch.ones(3, requires_grad=True)},
+        "class_weight.*detach",
+    ),
+    "labels on another device": ({"labels": Y.to("meta")}, "labels.*meta.*cpu"),
+    "prototypes on another device": ({"prototypes": P.to("meta")}, "prototypes.*meta.*cpu"),
+    "a label beyond K": ({"labels": Y.clone().fill_(3)}, "labels: 3 "),
+    "a negative label": ({"labels": Y.clone().fill_(-7)}, "labels: -7 "),
+    "a negative pixel weight": ({"pixel_weight": -2.5 * W}, "pixel_weight.*-2.5"),
+    "an infinite pixel weight": ({"pixel_weight": W * math.inf}, "pixel_weight.*inf"),
+    "a NaN pixel weight": ({"pixel_weight": W * math.nan}, "pixel_weight.*nan"),
+    "a negative class weight": ({"class_weight": torch.tensor([1.0, -3.0, 1.0])}, "class_weight.*-3"),
+    "a NaN class weight": ({"class_weight": torch.tensor([1.0, math.nan, 1.0])}, "class_weight.*nan"),
+}
+
+TYPE_ERRORS = {
+    **{
+        f"{dtype} labels": ({"labels": Y.to(dtype)}, f"labels.*{dtype}")
+        for dtype in (torch.float32, torch.bool, torch.int8, torch.uint16)
+    },
+    "integer features": ({"features": X.long()}, "features.*torch.int64"),
+    "complex features": ({"features": X.to(torch.complex64)}, "features.*torch.complex64"),
+    "integer prototypes": ({"prototypes": P.long()}, "prototypes.*torch.int64"),
+    "integer pixel_weight": ({"pixel_weight": W.long()}, "pixel_weight.*torch.int64"),
+    "a tensor as temperature": ({"temperature": torch.tensor(0.1)}, "temperature.*torch.float32"),
+    "a string as temperature": ({"temperature": "warm"}, "temperature.*str"),
+    "a float as num_negatives": ({"num_negatives": 4.0}, "num_negatives.*float"),
+    "a float as seed": ({"num_negatives": 4, "seed": 1.0}, "seed.*float"),
+    "a float tensor as seed": ({"num_negatives": 4, "seed": torch.tensor(1.0)}, "seed.*torch.float32"),
+    "an array as features": ({"features": X.numpy()}, "features.*ndarray"),
+}
+
+
+@pytest.mark.parametrize("name", VALUE_ERRORS)
+def test_value_errors(name):
+    arguments, message = VALUE_ERRORS[name]
+    with pytest.raises(ValueError, match=message):
+        _call(**arguments)
+
+
+@pytest.mark.parametrize("name", TYPE_ERRORS)
+def test_type_errors(name):
+    arguments, message = TYPE_ERRORS[name]
+    with pytest.raises(TypeError, match=message):
+        _call(**arguments)
+
+
+def _on(backend, tensor):
+    return tensor.to(backend.device)
+
+
+def test_bad_values_of_each_backend(backend, monkeypatch):
+    """CPU: ValueError with the first bad value. CUDA: ignored and counted, and ValueError only where asked to look."""
+    x, p = _on(backend, X), _on(backend, P)
+    labels = Y.clone()
+    labels[0, 4, 4], labels[1, 2, 2] = 300, -1
+    weight = torch.ones(Y.shape)
+    weight[1, 6, 6], weight[0, 2, 2] = math.inf, -0.25
+
+    def with_labels():
+        return proac_cuda.proac_loss(x, _on(backend, labels), p, backend=backend.name, return_stats=True)
+
+    def with_weight():
+        options = {"pixel_weight": _on(backend, weight), "return_stats": True}
+        return proac_cuda.proac_loss(x, _on(backend, Y), p, backend=backend.name, **options)
+
+    if backend.device == "cuda":
+        ignored = labels.clone()
+        ignored[0, 4, 4] = ignored[1, 2, 2] = 255
+        expected = proac_cuda.proac_loss(x, _on(backend, ignored), p, backend=backend.name)
+        loss, stats = with_labels()
+        assert torch.equal(loss, expected) and stats.invalid_labels.item() == 2
+        assert with_weight()[1].invalid_labels.item() == 2
+        monkeypatch.setenv("PROAC_CHECKS", "1")
+    with pytest.raises(ValueError, match=r"labels: 300 .*pixels like that: 2"):
+        with_labels()
+    with pytest.raises(ValueError, match=r"pixel_weight.*-0.25 \(pixels like that: 2\)"):
+        with_weight()
+
+
+def test_labels_outside_the_sampled_grid_are_not_looked_at(backend):
+    labels = Y.clone()
+    labels[:, 1::2] = 99  # features are half the size: the nearest rule reads the even rows and columns
+    loss = proac_cuda.proac_loss(_on(backend, X), _on(backend, labels), _on(backend, P), backend=backend.name)
+    expected = proac_cuda.proac_loss(_on(backend, X), _on(backend, Y), _on(backend, P), backend=backend.name)
+    assert torch.equal(loss, expected)
+
+
+def test_bad_weight_of_an_ignored_pixel_has_no_effect(backend):
+    labels, weight = Y.clone(), torch.ones(Y.shape)
+    labels[0, 2, 2], weight[0, 2, 2] = 255, math.nan
+    x, p = _on(backend, X), _on(backend, P)
+    options = {"pixel_weight": _on(backend, weight)}
+    loss = proac_cuda.proac_loss(x, _on(backend, labels), p, backend=backend.name, **options)
+    assert torch.equal(loss, proac_cuda.proac_loss(x, _on(backend, labels), p, backend=backend.name))
+
+
+def test_ignored_class_warns_once():
+    with pytest.warns(UserWarning, match="ignore_index=1.*never present") as caught:
+        for _ in range(3):
+            _call(ignore_index=1)
+    assert len(caught) == 1
+
+
+def test_copied_features_warn_once():
+    strided = X.transpose(2, 3)
+    with pytest.warns(UserWarning, match="copied") as caught:
+        for _ in range(3):
+            _call(features=strided, labels=Y.transpose(1, 2))
+    assert len(caught) == 1
+
+
+@pytest.mark.filterwarnings("error")
+def test_layouts_read_in_place_do_not_warn():
+    _call(features=X.to(memory_format=torch.channels_last))
+    _call(features=torch.randn(2, 16, 4, 4)[:, 8:])
+    _call(features=torch.randn(4, 8, 4, 4)[::2])
+    _call(features=torch.randn(2, 8, 4, 4)[:, :, :2], labels=Y[:, :4])
+    _call(features=torch.randn(32, 16)[:, 8:], labels=torch.zeros(32, dtype=torch.int64))
+    _call(features=torch.randn(2, 8, 5, 1)[..., :1], labels=Y[:, :5, :1])
+
+
+def test_unknown_backend():
+    with pytest.raises(ValueError, match='backend.*"auto".*"reference".*\'cudnn\''):
+        proac_cuda.proac_loss(X, Y, P, backend="cudnn")
+
+
+def test_backend_that_cannot_run_says_why(monkeypatch):
+    with pytest.raises(RuntimeError, match='backend="cuda" cannot run here: .*CUDA'):
+        proac_cuda.proac_loss(X, Y, P, backend="cuda")
+    monkeypatch.setenv("PROAC_BACKEND", "cuda")
+    with pytest.raises(RuntimeError, match='backend="cuda" cannot run here'):
+        proac_cuda.proac_loss(X, Y, P)
+    monkeypatch.setenv("PROAC_BACKEND", "fast")
+    with pytest.raises(ValueError, match="PROAC_BACKEND.*'fast'"):
+        proac_cuda.proac_loss(X, Y, P)
+    monkeypatch.setenv("PROAC_BACKEND", "reference")
+    assert proac_cuda.proac_loss(X, Y, P).item() == _call().item()
+
+
+def test_reference_module_takes_the_same_arguments():
+    assert proac_cuda.reference.proac_loss(X, Y, P, temperature=0.2).item() == _call(temperature=0.2).item()
+    with pytest.raises(ValueError, match="cpp"):
+        proac_cuda.reference.proac_loss(X, Y, P, backend="cpp")
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"prototypes": torch.randn(3, 9)}, r"\(3, 8\).*\(3, 9\)"),
+        ({"class_weight": torch.ones(2)}, r"\(3,\).*\(2,\)"),
+        ({"temperature": -1.0}, "temperature"),
+        ({"reduction": "max"}, "reduction"),
+    ],
+)
+def test_module_checks_when_it_is_made(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        proac_cuda.ProACLoss(3, 8, **arguments)
