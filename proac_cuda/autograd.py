@@ -99,9 +99,7 @@ class ProACFunction(torch.autograd.Function):
         )
         if torch.is_grad_enabled():  # create_graph=True
             sources = (features, prototypes, grad_loss)
-            grad_features, grad_prototypes = _FirstDerivativeOnly.apply(
-                grad_features, grad_prototypes, *sources
-            )
+            grad_features, grad_prototypes = _FirstDerivativeOnly.apply(grad_features, grad_prototypes, *sources)
         return (
             grad_features if features_need_grad else None,
             grad_prototypes if prototypes_need_grad else None,
@@ -158,8 +156,6 @@ def make_stats(
         mean_positive_cosine=torch.where(
             present, statistics[stages.POSITIVE_SUM] / some_weight * temperature, torch.nan
         ),
-        hardest_negative_cosine=torch.where(
-            present & (hardest > -torch.inf), hardest * temperature, torch.nan
-        ),
+        hardest_negative_cosine=torch.where(present & (hardest > -torch.inf), hardest * temperature, torch.nan),
         invalid_labels=diagnostics[0] + diagnostics[2],
     )

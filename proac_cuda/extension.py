@@ -6,9 +6,7 @@ from pathlib import Path
 
 import torch
 
-_INSTALL = (
-    "reinstall with a C++ compiler on the path and PROAC_NO_EXT unset: pip install --no-build-isolation ."
-)
+_INSTALL = "reinstall with a C++ compiler on the path and PROAC_NO_EXT unset: pip install --no-build-isolation ."
 
 
 def _load() -> str:

@@ -80,9 +80,7 @@ def proac_loss(
     Source: ProAC, Ren, Lu, Mao and Dong, "Exploring Prototype-Anchor Contrast for Semantic Segmentation", IEEE TCSVT
     2024. Every formula stands in :mod:`proac_cuda.reference`.
     """
-    check_options(
-        temperature, ignore_index, num_negatives, negative_reduction, pixel_anchor_weight, seed, reduction
-    )
+    check_options(temperature, ignore_index, num_negatives, negative_reduction, pixel_anchor_weight, seed, reduction)
     check_tensors(features, labels, prototypes, pixel_weight, class_weight, seed)
     check_ignore_index(ignore_index, prototypes.shape[0])
     if process_group is not None:

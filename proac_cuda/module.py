@@ -80,9 +80,7 @@ class ProACLoss(nn.Module):
         if class_weight is not None:
             class_weight = class_weight.detach().to(torch.float32, copy=True)
             if class_weight.shape != (num_classes,):
-                raise ValueError(
-                    f"class_weight: expected shape ({num_classes},), got {tuple(class_weight.shape)}"
-                )
+                raise ValueError(f"class_weight: expected shape ({num_classes},), got {tuple(class_weight.shape)}")
         self.register_buffer("class_weight", class_weight)
         self.num_classes = num_classes
         self.embedding_dim = embedding_dim

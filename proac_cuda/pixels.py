@@ -63,9 +63,7 @@ def read_pixels(
     return Pixels(torch.where(kept, label, -1), weight, ~(in_range | ignored), bad_weight)
 
 
-def first_values(
-    labels: Tensor, pixel_weight: Tensor | None, spatial: Sequence[int], pixels: Pixels
-) -> Tensor:
+def first_values(labels: Tensor, pixel_weight: Tensor | None, spatial: Sequence[int], pixels: Pixels) -> Tensor:
     """The diagnostics of a call, int64 (4,).
 
     (number of invalid labels, the first of them, number of invalid weights, the float64 bits of the first of them),

@@ -115,9 +115,7 @@ def select_negatives(
     ignore_index: int,
 ) -> Tensor:
     """(2): the last member of each N_k in (key, index) order, (K, 2) int64; (2^32, 0) where all of V \\ P_k is taken."""
-    pixels = read_pixels(
-        labels, pixel_weight, features.shape[2:], num_classes, ignore_index, compute_dtype(features)
-    )
+    pixels = read_pixels(labels, pixel_weight, features.shape[2:], num_classes, ignore_index, compute_dtype(features))
     index = pixels.label.flatten().ge(0).nonzero().squeeze(1)
     label = pixels.label.flatten()[index]
     index = index + rng_state[1]
@@ -191,9 +189,7 @@ def positive_sums(
 ) -> Tensor:
     """Stage (ii), the sums of equations (4) and (7) over P_k: (2, K)."""
     num_classes = statistics.shape[1]
-    pixels = read_pixels(
-        labels, pixel_weight, positive.shape[1:], num_classes, ignore_index, statistics.dtype
-    )
+    pixels = read_pixels(labels, pixel_weight, positive.shape[1:], num_classes, ignore_index, statistics.dtype)
     log_z = contrast_log_z(statistics, negative_mean)
     parts = [statistics.new_zeros(stages.NUM_POSITIVE_SUMS, num_classes)]
     flat = positive.reshape(positive.shape[0], 1, positive.shape[1:].numel())
@@ -207,9 +203,7 @@ def positive_sums(
 
 def _over(numerator: Tensor, denominator: Tensor) -> Tensor:
     """numerator / denominator, 0 where the denominator is 0."""
-    return torch.where(
-        denominator == 0, 0, numerator / torch.where(denominator == 0, 1, denominator)
-    )
+    return torch.where(denominator == 0, 0, numerator / torch.where(denominator == 0, 1, denominator))
 
 
 def reduce_loss(

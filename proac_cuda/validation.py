@@ -1,6 +1,6 @@
 """Every check of the public arguments, in one place. Errors name the argument, what came, what was expected, what to do.
 
-:func:`check_arguments` looks at types, shapes, dtypes and scalars, never at the contents of a tensor;
+:func:`check_options` and :func:`check_tensors` look at types, shapes, dtypes and scalars, never at the contents of a tensor;
 :func:`raise_for_values` looks at what the kernels reported of the contents.
 """
 
@@ -102,9 +102,7 @@ def check_options(
             raise ValueError(f"seed: expected an int of 64 bits, got {seed}")
 
 
-def check_tensors(
-    features: Any, labels: Any, prototypes: Any, pixel_weight: Any, class_weight: Any, seed: Any
-) -> None:
+def check_tensors(features: Any, labels: Any, prototypes: Any, pixel_weight: Any, class_weight: Any, seed: Any) -> None:
     """Types, dtypes, shapes and devices of the tensors of a call."""
     _check_tensor("features", features, FEATURE_DTYPES)
     _check_tensor("labels", labels, LABEL_DTYPES)
@@ -170,8 +168,7 @@ def check_tensors(
             continue
         if tensor.device != features.device:
             raise ValueError(
-                f"{name}: is on {tensor.device}, but features are on {features.device}; "
-                f"pass {name}.to(features.device)"
+                f"{name}: is on {tensor.device}, but features are on {features.device}; pass {name}.to(features.device)"
             )
         if name.endswith("_weight") and tensor.requires_grad:
             raise ValueError(f"{name}: requires a gradient, which the loss does not give; pass {name}.detach()")
@@ -187,9 +184,7 @@ def check_ignore_index(ignore_index: int, num_classes: int) -> None:
         )
 
 
-def raise_for_values(
-    diagnostics: Tensor, class_weight: Tensor | None, error: type[Exception] = ValueError
-) -> None:
+def raise_for_values(diagnostics: Tensor, class_weight: Tensor | None, error: type[Exception] = ValueError) -> None:
     """Raise for what stage (i) found in labels and pixel_weight, and for class_weight. Reads the tensors: it synchronises."""
     bad_labels, label, bad_weights, weight_bits = diagnostics.tolist()
     if bad_labels:

@@ -40,9 +40,7 @@ def assert_loss_close(actual: Tensor, truth: Tensor, dtype: torch.dtype, tempera
     assert ((actual - truth).abs().le(limit) | same).all(), (actual - truth).abs().max()
 
 
-def assert_gradient_close(
-    actual: Tensor, truth: Tensor, temperature: float, eager: Tensor | None = None
-) -> None:
+def assert_gradient_close(actual: Tensor, truth: Tensor, temperature: float, eager: Tensor | None = None) -> None:
     """Relative L2, cosine, signed bias, and element by element against eager code in the same dtype."""
     dtype = actual.dtype
     actual = actual.detach().cpu().double()

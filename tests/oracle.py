@@ -81,9 +81,7 @@ def loss(
         w = _resize(pixel_weight, spatial).tolist()
     c = [1.0] * num_classes if class_weight is None else class_weight.tolist()
 
-    valid = [
-        i for i in range(len(y)) if 0 <= y[i] < num_classes and y[i] != ignore_index and w[i] > 0
-    ]
+    valid = [i for i in range(len(y)) if 0 <= y[i] < num_classes and y[i] != ignore_index and w[i] > 0]
     anchors = [_unit(p) for p in prototypes.double()]
     xhat = {i: _unit(x[i]) for i in valid}
     s = {i: torch.stack([p @ xhat[i] for p in anchors]) / temperature for i in valid}

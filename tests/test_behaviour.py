@@ -201,7 +201,9 @@ def test_sampled_sets_do_not_depend_on_dtype_or_layout(backend):
     features, labels, prototypes, _ = CASE.tensors()
     ops = stage_ops(BACKENDS[backend.name])
     thresholds = [
-        ops.select_negatives(x.to(backend.device), labels.to(backend.device), None, state.to(backend.device), 20, 5, 255)
+        ops.select_negatives(
+            x.to(backend.device), labels.to(backend.device), None, state.to(backend.device), 20, 5, 255
+        )
         for state in [torch.tensor([7, 0])]
         for x in (features, features.half(), features.to(memory_format=torch.channels_last))
     ]

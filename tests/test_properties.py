@@ -90,10 +90,10 @@ def test_a_pixel_twice_is_a_pixel_of_weight_two(backend, problem):
     features, labels, prototypes, options, _ = problem
     options = {**options, "num_negatives": None}
     options.pop("pixel_weight", None)
-    loss, _ = _gradient(backend, features, labels, prototypes, {**options, "pixel_weight": 2 * torch.ones(labels.shape)})
-    twice, _ = _gradient(
-        backend, torch.cat([features, features]), torch.cat([labels, labels]), prototypes, options
+    loss, _ = _gradient(
+        backend, features, labels, prototypes, {**options, "pixel_weight": 2 * torch.ones(labels.shape)}
     )
+    twice, _ = _gradient(backend, torch.cat([features, features]), torch.cat([labels, labels]), prototypes, options)
     torch.testing.assert_close(loss, twice, rtol=1e-11, atol=1e-13)
 
 

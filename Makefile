@@ -1,0 +1,47 @@
+# Two commands for a newcomer: `make demo` and `make test`. Each makes what it needs, from a fresh clone.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test quick lint clean
+
+demo: $(VENV)/.demo
+	$(BIN)/python -m benchmarks.segmentation demo
+
+test: $(VENV)/.test
+	PYTHON=$(BIN)/python tests/run.sh
+
+quick: $(VENV)/.test
+	$(BIN)/python -m pytest -q tests
+
+lint: $(VENV)/.lint
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+	git ls-files '*.cpp' '*.h' '*.cu' '*.cuh' | xargs -r $(BIN)/clang-format --dry-run --Werror
+
+# The extension is built against the torch of the environment, which is therefore installed first.
+$(VENV)/.torch:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet "torch>=2.10" numpy "setuptools>=77" wheel ninja
+	touch $@
+
+SOURCES := setup.py pyproject.toml $(shell find csrc -type f 2>/dev/null)
+
+$(VENV)/.installed: $(VENV)/.torch $(SOURCES)
+	$(BIN)/pip install --quiet --no-build-isolation --editable .
+	touch $@
+
+$(VENV)/.demo: $(VENV)/.installed
+	$(BIN)/pip install --quiet --no-build-isolation --editable ".[demo]"
+	touch $@
+
+$(VENV)/.test: $(VENV)/.installed
+	$(BIN)/pip install --quiet --no-build-isolation --editable ".[test,demo,dev]"
+	touch $@
+
+$(VENV)/.lint: $(VENV)/.test
+	touch $@
+
+clean:
+	rm -rf build dist *.egg-info proac_cuda/_C*.so $(VENV)

@@ -1,0 +1,185 @@
+"""``python -m proac_cuda info | check | prototypes``: what is built, does it work here, and making prototypes."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from . import extension, proac_loss
+from .backends import BACKENDS, ENVIRONMENT_VARIABLE, available_backends, choose_backend
+from .prototypes import load_prototypes, prototype_certificate, save_prototypes, uniform_prototypes
+from .version import __version__
+
+
+def _console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+
+
+def _version_of(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def info() -> int:
+    """Versions, what is built, which backend would run where, and why not the others."""
+    console = _console()
+    console.print(f"proac_cuda {__version__}   Python {platform.python_version()}   {platform.platform()}")
+    console.print(f"torch {torch.__version__} (CUDA {torch.version.cuda or 'no'})   triton {_version_of('triton')}")
+    built = extension.build_info()
+    if built:
+        console.print("extension: " + ", ".join(f"{key} kernels for {value}" for key, value in built.items()))
+    else:
+        console.print(f"extension: {extension.why_not_cpu()}", soft_wrap=True)
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    console.print(f"devices: CPU ({torch.get_num_threads()} threads)" + "".join(f", {name}" for name in devices))
+
+    table = Table("backend", "tensors on", "can run", "why not", title="Backends")
+    for name, status in available_backends().items():
+        home = "any device" if name == "reference" else BACKENDS[name].home
+        table.add_row(name, home, "yes" if status.can_run else "no", status.reason)
+    console.print(table)
+    override = os.environ.get(ENVIRONMENT_VARIABLE)
+    if override:
+        console.print(f'{ENVIRONMENT_VARIABLE}={override} stands in for backend="auto"')
+    for device in ["cpu", "cuda"] if devices else ["cpu"]:
+        console.print(f'backend="auto" on {device} tensors: {choose_backend("auto", torch.device(device)).name}')
+    return 0
+
+
+_CHECKS: dict[str, dict[str, Any]] = {
+    "all negatives": {},
+    "sampled negatives": {"num_negatives": 500, "seed": 1},
+    "weights, mean, twin": {"negative_reduction": "mean", "pixel_anchor_weight": 0.5, "weighted": True},
+    "temperature 0.01": {"temperature": 0.01},
+}
+
+
+def check() -> int:
+    """Every backend that can run here, against the reference in float64, as a table. 1 where one disagrees."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(2, 64, 32, 32, generator=generator, dtype=torch.float64)
+    labels = torch.randint(0, 20, (2, 64, 64), generator=generator)
+    labels[labels == 19] = 255
+    prototypes = uniform_prototypes(19, 64, dtype=torch.float64)
+    weight = torch.rand(labels.shape, generator=generator)
+
+    table = Table("backend", "device", "dtype", "case", "loss error", "gradient error", "ms", "verdict")
+    failures = 0
+    for name, backend in BACKENDS.items():
+        devices = (
+            {backend.home, "cuda" if torch.cuda.is_available() else "cpu"} if name == "reference" else {backend.home}
+        )
+        for device in sorted(devices):
+            if not available_backends()[name].can_run:
+                table.add_row(name, device, "", "", "", "", "", "cannot run: see info")
+                continue
+            for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+                x = features.to(dtype)
+                for case, settings in _CHECKS.items():
+                    options = dict(settings)
+                    if options.pop("weighted", False):
+                        options["pixel_weight"] = weight
+                    truth = _loss_and_gradient(x.double(), labels, prototypes, "reference", "cpu", options)
+                    start = time.perf_counter()
+                    answer = _loss_and_gradient(x, labels, prototypes, name, device, options)
+                    milliseconds = (time.perf_counter() - start) * 1e3
+                    loss_error = ((answer[0] - truth[0]) / truth[0]).abs().item()
+                    gradient_error = ((answer[1] - truth[1]).norm() / truth[1].norm()).item()
+                    temperature = options.get("temperature", 0.1)
+                    # 16-bit gradients carry their one final rounding beside the error of the computation
+                    limit = {
+                        torch.float64: 1e-12,
+                        torch.float32: 1e-6 + 4e-6 / temperature,
+                        torch.bfloat16: 2e-4 + 2.0**-8,
+                        torch.float16: 2e-4 + 2.0**-6,  # part of these gradients is subnormal in float16
+                    }[dtype]
+                    good = loss_error <= 2e-6 + 5e-6 / temperature and gradient_error <= limit
+                    failures += not good
+                    table.add_row(
+                        name,
+                        device,
+                        str(dtype).removeprefix("torch."),
+                        case,
+                        f"{loss_error:.1e}",
+                        f"{gradient_error:.1e}",
+                        f"{milliseconds:.1f}",
+                        "good" if good else "WRONG",
+                    )
+    _console().print(table)
+    return 1 if failures else 0
+
+
+def _loss_and_gradient(
+    features: torch.Tensor,
+    labels: torch.Tensor,
+    prototypes: torch.Tensor,
+    backend: str,
+    device: str,
+    options: dict[str, Any],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    x = features.to(device).requires_grad_()
+    moved = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in options.items()}
+    loss = proac_loss(x, labels.to(device), prototypes.to(device), backend=backend, **moved)
+    assert isinstance(loss, torch.Tensor)
+    (gradient,) = torch.autograd.grad(loss, x)
+    return loss.detach().cpu().double(), gradient.cpu().double()
+
+
+def prototypes(arguments: argparse.Namespace) -> int:
+    """Make prototypes, or load them; print their certificate; save them."""
+    if arguments.load:
+        values = load_prototypes(arguments.load)
+    elif arguments.num_classes and arguments.embedding_dim:
+        values = uniform_prototypes(arguments.num_classes, arguments.embedding_dim, seed=arguments.seed)
+    else:
+        print("prototypes: give --num-classes and --embedding-dim, or --load FILE", file=sys.stderr)
+        return 2
+    certificate = prototype_certificate(values)
+    console = _console()
+    console.print(f"{values.shape[0]} prototypes of {values.shape[1]} dimensions")
+    console.print(f"largest cosine {certificate.largest_cosine:.6f}")
+    console.print(
+        f"best lower bound known {certificate.lower_bound:.6f} ({certificate.bound}), gap {certificate.gap:.2e}"
+    )
+    if arguments.output:
+        save_prototypes(arguments.output, values)
+        console.print(f"saved to {arguments.output}")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m proac_cuda", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("info", help=info.__doc__)
+    commands.add_parser("check", help=check.__doc__)
+    make = commands.add_parser("prototypes", help=prototypes.__doc__)
+    make.add_argument("--num-classes", type=int, metavar="K")
+    make.add_argument("--embedding-dim", type=int, metavar="D")
+    make.add_argument("--seed", type=int, default=0)
+    make.add_argument("--load", type=Path, metavar="FILE", help="certify the prototypes of a .pth or .npy file")
+    make.add_argument("--output", type=Path, metavar="FILE", help="save to a .pth or .npy file")
+    arguments = parser.parse_args(argv)
+    try:
+        if arguments.command == "prototypes":
+            return prototypes(arguments)
+        return info() if arguments.command == "info" else check()
+    except (ValueError, OSError) as error:
+        print(f"proac_cuda {arguments.command}: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# The whole suite: linters, then every test that this machine can run, slow ones included.
+# PYTHON names the interpreter of the environment in which the package is installed.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python=${PYTHON:-python}
+
+"$python" -m proac_cuda info
+"$python" -m ruff check .
+"$python" -m ruff format --check .
+"$python" -m mypy
+git ls-files '*.cpp' '*.h' '*.cu' '*.cuh' | xargs -r "$("$python" -c 'import sys; print(sys.prefix)')/bin/clang-format" --dry-run --Werror
+"$python" -m proac_cuda check
+"$python" -m pytest tests --slow --durations=15 "$@"

@@ -1,0 +1,43 @@
+"""`python -m proac_cuda`, as a user types it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from proac_cuda.__main__ import main
+
+
+def test_info(capsys):
+    assert main(["info"]) == 0
+    text = capsys.readouterr().out
+    for word in ("proac_cuda", "torch", "cpp", "cuda", "triton", "reference", 'backend="auto" on cpu tensors'):
+        assert word in text
+
+
+def test_info_names_an_override(capsys, monkeypatch):
+    monkeypatch.setenv("PROAC_BACKEND", "reference")
+    main(["info"])
+    assert "PROAC_BACKEND=reference" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_check(capsys):
+    assert main(["check"]) == 0
+    assert "WRONG" not in capsys.readouterr().out
+
+
+def test_prototypes(capsys, tmp_path):
+    path = tmp_path / "anchors.npy"
+    assert main(["prototypes", "--num-classes", "5", "--embedding-dim", "8", "--output", str(path)]) == 0
+    assert "-0.25" in capsys.readouterr().out
+    assert np.load(path).shape == (5, 8)
+    assert main(["prototypes", "--load", str(path)]) == 0
+    assert "5 prototypes of 8 dimensions" in capsys.readouterr().out
+
+
+def test_prototypes_errors(capsys, tmp_path):
+    assert main(["prototypes"]) == 2
+    assert main(["prototypes", "--load", str(tmp_path / "absent.npy")]) == 2
+    assert main(["prototypes", "--num-classes", "3", "--embedding-dim", "1"]) == 2
+    assert "absent.npy" in capsys.readouterr().err
