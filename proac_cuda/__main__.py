@@ -131,9 +131,8 @@ def _loss_and_gradient(
     options: dict[str, Any],
 ) -> tuple[torch.Tensor, torch.Tensor]:
     x = features.to(device).requires_grad_()
-    moved = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in options.items()}
+    moved: dict[str, Any] = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in options.items()}
     loss = proac_loss(x, labels.to(device), prototypes.to(device), backend=backend, **moved)
-    assert isinstance(loss, torch.Tensor)
     (gradient,) = torch.autograd.grad(loss, x)
     return loss.detach().cpu().double(), gradient.cpu().double()
 

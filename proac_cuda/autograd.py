@@ -9,6 +9,7 @@ from torch import Tensor
 
 from . import stages
 from .backends import BACKENDS, stage_ops
+from .reference import contrast_log_z
 
 
 class Options(NamedTuple):
@@ -144,8 +145,6 @@ def make_stats(
     statistics: Tensor, sums: Tensor, diagnostics: Tensor, temperature: float, negative_mean: bool
 ) -> ProACStats:
     """The statistics of a call in the form that users see."""
-    from .reference import contrast_log_z
-
     weight, hardest = statistics[stages.WEIGHT], statistics[stages.HARDEST_NEGATIVE]
     present = weight > 0
     some_weight = torch.where(present, weight, 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -15,6 +15,63 @@ from .stages import REDUCTIONS
 from .validation import check_ignore_index, check_options, check_tensors, raise_for_values, warn_once
 
 
+@overload
+def proac_loss(
+    features: Tensor,
+    labels: Tensor,
+    prototypes: Tensor,
+    *,
+    temperature: float = ...,
+    ignore_index: int = ...,
+    pixel_weight: Tensor | None = ...,
+    class_weight: Tensor | None = ...,
+    num_negatives: int | None = ...,
+    negative_reduction: str = ...,
+    pixel_anchor_weight: float = ...,
+    seed: int | Tensor | None = ...,
+    reduction: str = ...,
+    backend: str = ...,
+    return_stats: Literal[False] = ...,
+    process_group: Any = ...,
+) -> Tensor: ...
+@overload
+def proac_loss(
+    features: Tensor,
+    labels: Tensor,
+    prototypes: Tensor,
+    *,
+    temperature: float = ...,
+    ignore_index: int = ...,
+    pixel_weight: Tensor | None = ...,
+    class_weight: Tensor | None = ...,
+    num_negatives: int | None = ...,
+    negative_reduction: str = ...,
+    pixel_anchor_weight: float = ...,
+    seed: int | Tensor | None = ...,
+    reduction: str = ...,
+    backend: str = ...,
+    return_stats: Literal[True],
+    process_group: Any = ...,
+) -> tuple[Tensor, ProACStats]: ...
+@overload
+def proac_loss(
+    features: Tensor,
+    labels: Tensor,
+    prototypes: Tensor,
+    *,
+    temperature: float = ...,
+    ignore_index: int = ...,
+    pixel_weight: Tensor | None = ...,
+    class_weight: Tensor | None = ...,
+    num_negatives: int | None = ...,
+    negative_reduction: str = ...,
+    pixel_anchor_weight: float = ...,
+    seed: int | Tensor | None = ...,
+    reduction: str = ...,
+    backend: str = ...,
+    return_stats: bool,
+    process_group: Any = ...,
+) -> Tensor | tuple[Tensor, ProACStats]: ...
 def proac_loss(
     features: Tensor,
     labels: Tensor,
@@ -105,6 +162,7 @@ def proac_loss(
         hardest_negative=return_stats,
         check_values=looks_at_values and torch.compiler.is_compiling(),
     )
+    loss: Tensor
     loss, statistics, sums, diagnostics = ProACFunction.apply(
         _readable_in_place(features),
         prototypes.to(dtype).contiguous(),
