@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import stages
+from . import distributed, stages
 from .backends import BACKENDS, stage_ops
 from .reference import contrast_log_z
 
@@ -24,6 +24,7 @@ class Options(NamedTuple):
     reduction: int
     hardest_negative: bool  #: look for it, for the statistics that the caller asked for
     check_values: bool  #: in a compiled graph: raise RuntimeError for bad values when it runs
+    process_group: Any  #: whose ranks' pixels make up the loss; None for this process alone
 
 
 class ProACFunction(torch.autograd.Function):
@@ -40,18 +41,17 @@ class ProACFunction(torch.autograd.Function):
         rng_state: Tensor | None,
         options: Options,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        ops = stage_ops(BACKENDS[options.backend])
+        ops, group = stage_ops(BACKENDS[options.backend]), options.process_group
         thresholds = None
         if rng_state is not None:
-            thresholds = ops.select_negatives(
-                features,
-                labels,
-                pixel_weight,
-                rng_state,
-                options.num_negatives,
-                prototypes.shape[0],
-                options.ignore_index,
-            )
+            pixels = features, labels, pixel_weight
+            sampling = options.num_negatives, prototypes.shape[0], options.ignore_index
+            if group is None:
+                thresholds = ops.select_negatives(*pixels, rng_state, *sampling)
+            else:
+                num_pixels = features.shape[0] * features.shape[2:].numel()
+                rng_state = distributed.share_rng_state(rng_state, num_pixels, group)
+                thresholds = distributed.select_negatives(*pixels, rng_state, *sampling, group)
         statistics, positive, diagnostics = ops.class_statistics(
             features,
             labels,
@@ -66,9 +66,11 @@ class ProACFunction(torch.autograd.Function):
         )
         if options.check_values:
             statistics = torch.ops.proac_cuda.check_values(statistics, diagnostics, class_weight)
+        statistics = distributed.merge(statistics, stages.merge_statistics, group)
         sums = ops.positive_sums(
             positive, labels, pixel_weight, statistics, options.ignore_index, options.negative_mean
         )
+        sums = distributed.merge(sums, stages.merge_positive_sums, group)
         loss = ops.reduce_loss(statistics, sums, class_weight, options.pixel_anchor_weight, options.reduction)
         ctx.save_for_backward(
             features, labels, pixel_weight, prototypes, thresholds, rng_state, statistics, sums, class_weight
@@ -86,10 +88,11 @@ class ProACFunction(torch.autograd.Function):
         features_need_grad, prototypes_need_grad = ctx.needs_input_grad[:2]
         ops = stage_ops(BACKENDS[options.backend])
         saved = ctx.saved_tensors
+        world_size = distributed.world_size(options.process_group)
         features, prototypes = saved[0], saved[3]
         grad_features, grad_prototypes = ops.loss_gradients(
             *saved,
-            grad_loss,
+            grad_loss if options.process_group is None else grad_loss * world_size,
             options.temperature,
             options.ignore_index,
             options.negative_mean,

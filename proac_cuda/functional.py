@@ -120,7 +120,10 @@ def proac_loss(
         reduction: "mean" over the classes present, weighted by ``class_weight``; "sum"; or "none", a value per class.
         backend: "auto", or one of :func:`available_backends`. The environment variable PROAC_BACKEND overrides "auto".
         return_stats: also return :class:`ProACStats`, out of the same pass.
-        process_group: reserved for the loss over all ranks of a process group.
+        process_group: a torch.distributed group: the classes' sums run over the pixels of all its ranks, by exchanging
+            vectors of one number per class. Every rank makes the call; each gets the global loss, and R (the number of
+            ranks) times its slice of the global gradient, which DistributedDataParallel's averaging turns into that of
+            one process holding the whole batch. Over ranks, rank 0's seed is used; ``invalid_labels`` counts this rank's.
 
     Returns:
         The loss, a scalar, or (K,) for ``reduction="none"``; float32, or float64 for float64 features. With
@@ -140,8 +143,6 @@ def proac_loss(
     check_options(temperature, ignore_index, num_negatives, negative_reduction, pixel_anchor_weight, seed, reduction)
     check_tensors(features, labels, prototypes, pixel_weight, class_weight, seed)
     check_ignore_index(ignore_index, prototypes.shape[0])
-    if process_group is not None:
-        raise ValueError("process_group: the loss over several ranks is not available in this version; pass None")
     chosen = choose_backend(backend, features.device)
 
     dtype = compute_dtype(features)
@@ -161,6 +162,7 @@ def proac_loss(
         reduction=REDUCTIONS[reduction],
         hardest_negative=return_stats,
         check_values=looks_at_values and torch.compiler.is_compiling(),
+        process_group=process_group,
     )
     loss: Tensor
     loss, statistics, sums, diagnostics = ProACFunction.apply(

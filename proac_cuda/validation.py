@@ -56,7 +56,7 @@ def check_number(name: str, value: Any, *, positive: bool = False) -> None:
         raise TypeError(f"{name}: expected a Python float, got a tensor of dtype {value.dtype}; pass {name}.item()")
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name}: expected a float, got {type(value).__name__}")
-    if not (value > 0 if positive else value >= 0) or math.isinf(value):
+    if not (0 < value < math.inf if positive else 0 <= value < math.inf):  # NaN fails both
         raise ValueError(f"{name}: expected a finite number {'> 0' if positive else '>= 0'}, got {value}")
 
 

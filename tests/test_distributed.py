@@ -1,0 +1,168 @@
+"""The loss over the ranks of a process group, against one process that holds the whole batch."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+import proac_cuda
+from proac_cuda import distributed
+
+CLASSES, CHANNELS = 5, 8
+OPTIONS = {
+    "all negatives": {},
+    "sampled": {"num_negatives": 37, "seed": 11},
+    "few": {"num_negatives": 1, "seed": 3},
+    "more than there are": {"num_negatives": 10**6, "seed": 3},
+    "everything": {
+        "num_negatives": 20,
+        "seed": 5,
+        "negative_reduction": "mean",
+        "pixel_anchor_weight": 0.5,
+        "weighted": True,
+    },
+}
+
+
+class _Model(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = torch.nn.Conv2d(3, CHANNELS, 1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(images)
+
+
+def _batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(8, 3, 6, 7, generator=generator)
+    labels = torch.randint(0, CLASSES, (8, 12, 14), generator=generator)
+    labels[:2] = 255  # with four ranks, the first one has no valid pixel
+    labels[2:4] = 3  # and the second one a single class
+    return (
+        images,
+        labels,
+        torch.randn(CLASSES, CHANNELS, generator=generator),
+        torch.rand(labels.shape, generator=generator),
+    )
+
+
+def _splits(world_size: int) -> list[slice]:
+    """Ranks hold different numbers of images."""
+    bounds = {1: [0, 8], 2: [0, 3, 8], 4: [0, 2, 4, 7, 8]}[world_size]
+    return [slice(a, b) for a, b in zip(bounds, bounds[1:], strict=False)]
+
+
+def _losses(model, images, labels, prototypes, weight, dtype, group):
+    """Summed over all options, in two accumulated steps, the second of them with the classes swapped."""
+    values = []
+    for settings in OPTIONS.values():
+        options = dict(settings)
+        if options.pop("weighted", False):
+            options["pixel_weight"] = weight
+            options["class_weight"] = torch.arange(1.0, CLASSES + 1)
+        for y in (labels, torch.where(labels < CLASSES, (labels + 1) % CLASSES, labels)):
+            loss = proac_cuda.proac_loss(model(images).to(dtype), y, prototypes, process_group=group, **options)
+            loss.backward()
+            values.append(loss.detach())
+    return torch.stack(values)
+
+
+def _worker(rank: int, world_size: int, port: int, dtype: torch.dtype, results: str) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=world_size)
+    torch.manual_seed(0)
+    model = torch.nn.parallel.DistributedDataParallel(_Model())
+    images, labels, prototypes, weight = _batch()
+    mine = _splits(world_size)[rank]
+    losses = _losses(model, images[mine], labels[mine], prototypes, weight[mine], dtype, dist.group.WORLD)
+    gradients = [parameter.grad for parameter in model.parameters()]
+    torch.save((losses, gradients), f"{results}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def _free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_ranks_equal_one_process(world_size, dtype, tmp_path):
+    torch.manual_seed(0)
+    model = _Model()
+    images, labels, prototypes, weight = _batch()
+    expected = _losses(model, images, labels, prototypes, weight, dtype, None)
+    mp.spawn(_worker, (world_size, _free_port(), dtype, str(tmp_path)), nprocs=world_size)
+    tolerance = 1e-6 if dtype == torch.float32 else 1e-5
+    for rank in range(world_size):
+        losses, gradients = torch.load(tmp_path / f"{rank}.pt")
+        torch.testing.assert_close(losses, expected, rtol=1e-6, atol=1e-6)
+        for gradient, parameter in zip(gradients, model.parameters(), strict=True):
+            error = (gradient - parameter.grad).norm() / parameter.grad.norm()
+            assert error <= tolerance, error
+
+
+@pytest.mark.parametrize("num_negatives", [1, 2, 5, 17, 60, 10**4])
+def test_sets_are_those_of_one_process_with_colliding_keys(num_negatives, monkeypatch):
+    """Keys of two bits: nearly all are tied, within ranks and across them."""
+    generator = torch.Generator().manual_seed(num_negatives)
+    labels = torch.randint(-1, 4, (1, 90), generator=generator)
+    monkeypatch.setattr(distributed, "philox_keys", lambda seed, index: (index * 7919) % 4 * 2**22)
+    key = (torch.arange(90) * 7919) % 4 * 2**22
+    sizes = [40, 0, 1, 49]
+    features = torch.zeros(1, 1, 90)
+
+    thresholds = _run_ranks(features, labels, sizes, num_negatives, monkeypatch)
+    first = 0
+    for size, threshold in zip(sizes, thresholds, strict=True):
+        mine = torch.arange(first, first + size)
+        for k in range(4):
+            others = [i for i in range(90) if labels[0, i] >= 0 and labels[0, i] != k]
+            taken = sorted(others, key=lambda i: (key[i].item(), i))[:num_negatives]
+            last_key, last_index = threshold[k].tolist()
+            found = [i for i in mine.tolist() if i in others and (key[i].item(), i) <= (last_key, last_index)]
+            assert found == [i for i in mine.tolist() if i in set(taken)]
+        first += size
+
+
+def _run_ranks(features, labels, sizes, num_negatives, monkeypatch):
+    """Each rank in a thread; gather is a barrier at which all ranks' tensors meet."""
+    world = len(sizes)
+    barrier, slots, local, results = threading.Barrier(world), [None] * world, threading.local(), [None] * world
+
+    def gather(values, group):
+        slots[local.rank] = values
+        barrier.wait()
+        stacked = torch.stack(slots)
+        barrier.wait()
+        return stacked
+
+    monkeypatch.setattr(distributed, "gather", gather)
+    monkeypatch.setattr(distributed.dist, "get_rank", lambda group: local.rank)
+
+    def work(rank):
+        local.rank = rank
+        first = sum(sizes[:rank])
+        part = slice(first, first + sizes[rank])
+        state = distributed.share_rng_state(torch.tensor([1, 0]), sizes[rank], None)
+        assert state.tolist() == [1, first]
+        results[rank] = distributed.select_negatives(
+            features[..., part], labels[..., part], None, state, num_negatives, 4, -1, None
+        )
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(world)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
