@@ -129,19 +129,31 @@ static void pack_columns(const F* const* pixel, int64_t channels, T* x) {
 PROAC_INLINE float square_root(float v) { return __builtin_sqrtf(v); }
 PROAC_INLINE double square_root(double v) { return __builtin_sqrt(v); }
 
-// The rare pixel whose squares overflow: its packed values are scaled down, exactly. NaN where the norm is not finite.
+// Sums of squares from here on may overflow, or the gradient's factors underflow.
+template <class T>
+constexpr T kLargeSquare = sizeof(T) == 4 ? T(1e20) : T(1e200);
+
+// The rare pixel that is so long: its packed values are scaled down by a power of two, to about 1. NaN where the norm is
+// not finite.
 template <class T>
 static __attribute__((noinline)) void rescale(int64_t channels, int i, T* x, PixelScale<T>* scale) {
-  constexpr T down = sizeof(T) == 4 ? T(0x1p-66) : T(0x1p-520);
+  T largest = 0;
+  for (int64_t d = 0; d < channels; ++d) {
+    const T size = __builtin_fabs(x[d * kTile + i]);
+    largest = size <= largest ? largest : size;
+  }
+  scale->unit[i] = scale->inverse_norm[i] = static_cast<T>(__builtin_nan(""));
+  if (!(largest < kInfinity<T>)) return;
+  const int exponent = __builtin_ilogb(largest);
   double sum = 0;
   for (int64_t d = 0; d < channels; ++d) {
-    const double value = x[d * kTile + i] *= down;
+    const double value = x[d * kTile + i] = static_cast<T>(__builtin_ldexp(x[d * kTile + i], -exponent));
     sum += value * value;
   }
-  const T norm = static_cast<T>(__builtin_sqrt(sum) / down);  // of the pixel itself
-  const bool finite = norm < kInfinity<T>;
-  scale->unit[i] = finite ? static_cast<T>(1 / __builtin_sqrt(sum)) : static_cast<T>(__builtin_nan(""));
-  scale->inverse_norm[i] = finite ? 1 / norm : static_cast<T>(__builtin_nan(""));
+  const T norm = static_cast<T>(__builtin_ldexp(__builtin_sqrt(sum), exponent));
+  if (!(norm < kInfinity<T>)) return;  // also that of a NaN, which `largest` may have missed
+  scale->unit[i] = static_cast<T>(1 / __builtin_sqrt(sum));
+  scale->inverse_norm[i] = 1 / norm;
 }
 
 // Reads the pixels of a tile, equation (1). What stands in pixels outside V is never looked at.
@@ -182,7 +194,7 @@ static void pack_tile(const FeatureView& view, const PixelTile<T>& tile, T* x, P
     scale->unit[i] = scale->inverse_norm[i] = inverse;
   }
   for (int i = 0; i < kTile; ++i) {
-    if (!(square[i] < kInfinity<T>)) rescale<T>(channels, i, x, scale);
+    if (!(square[i] < kLargeSquare<T>)) rescale<T>(channels, i, x, scale);
   }
 }
 
