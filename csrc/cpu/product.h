@@ -1,0 +1,127 @@
+// The two matrix products of a tile: similarities = anchors * pixels, and gradient = anchors^T * dS. Both multiply packed
+// blocks of up to kMaxRows rows with a [length][kTile] matrix; a block's sums stay in registers.
+#pragma once
+
+#include "tile.h"
+
+namespace proac::PROAC_ISA {
+
+// Vectors of pixels that one register block spans: with 32 registers 6 x 4 sums, with 16 of them 6 x 2.
+constexpr int kBlockVectors = PROAC_VECTOR_BYTES == 64 ? 4 : 2;
+
+// Number of blocks that `rows` rows are split into, and where block b begins: as even as can be. prepare.cpp packs so too.
+PROAC_INLINE int64_t block_count(int64_t rows) { return (rows + kMaxRows - 1) / kMaxRows; }
+PROAC_INLINE int64_t block_begin(int64_t rows, int64_t block) { return rows * block / block_count(rows); }
+
+// sum[r][v] += sum_n a[n][r] * x[n][i + v * lanes ...], for n in [0, length).
+template <class T, int rows>
+PROAC_INLINE void multiply_block(const T* a, const T* x, int64_t length, Vec<T> (&sum)[rows][kBlockVectors]) {
+  constexpr int lanes = kLanes<T>;
+  for (int64_t n = 0; n < length; ++n, a += rows, x += kTile) {
+    Vec<T> pixel[kBlockVectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < kBlockVectors; ++v) pixel[v] = load(x + v * lanes);
+#pragma GCC unroll 6
+    for (int r = 0; r < rows; ++r) {
+      const Vec<T> row = broadcast(a[r]);
+#pragma GCC unroll 4
+      for (int v = 0; v < kBlockVectors; ++v) sum[r][v] += row * pixel[v];
+    }
+  }
+}
+
+// Calls f.template operator()<rows>(...) for the number of rows of a block, as a compile-time constant.
+template <class F>
+PROAC_INLINE void with_rows(int64_t rows, F f) {
+  switch (rows) {
+    case 1:
+      return f.template operator()<1>();
+    case 2:
+      return f.template operator()<2>();
+    case 3:
+      return f.template operator()<3>();
+    case 4:
+      return f.template operator()<4>();
+    case 5:
+      return f.template operator()<5>();
+    default:
+      return f.template operator()<6>();
+  }
+}
+
+// s[k][i] = scale[i] * sum_d anchor[k][d] * x[d][i], for the classes of one block. Channels are taken 256 at a time, so
+// that the pixels of a step stay in the cache and long sums lose less.
+template <class T, int rows>
+static void similarity_block(const T* a, const T* x, int64_t channels, const T* scale, T* s) {
+  constexpr int lanes = kLanes<T>;
+  constexpr int64_t step = 256;
+  for (int i = 0; i < kTile; i += kBlockVectors * lanes) {
+    for (int64_t d = 0; d < channels; d += step) {
+      const bool last = d + step >= channels;
+      Vec<T> sum[rows][kBlockVectors] = {};
+      multiply_block<T, rows>(a + d * rows, x + d * kTile + i, last ? channels - d : step, sum);
+#pragma GCC unroll 6
+      for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 4
+        for (int v = 0; v < kBlockVectors; ++v) {
+          T* out = s + r * kTile + i + v * lanes;
+          Vec<T> value = sum[r][v];
+          if (d > 0) value += load(out);
+          store<T>(out, last ? value * load(scale + i + v * lanes) : value);
+        }
+      }
+    }
+  }
+}
+
+// Equation (1): the similarities of a tile, [K][kTile]. scale[i] = unit[i] / tau.
+template <class T>
+static void similarities(const AnchorView& anchors, int64_t num_classes, int64_t channels, const T* x, const T* scale,
+                         T* s) {
+  const T* a = static_cast<const T*>(anchors.by_class);
+  for (int64_t b = 0; b < block_count(num_classes); ++b) {
+    const int64_t begin = block_begin(num_classes, b), rows = block_begin(num_classes, b + 1) - begin;
+    with_rows(rows, [&]<int R>() {
+      similarity_block<T, R>(a + begin * channels, x, channels, scale, s + begin * kTile);
+    });
+  }
+}
+
+// Equation (11) for the channels of one block: out[d][i] = anchor_scale[i] * sum_k anchor[k][d] * ds[k][i] -
+// pixel_scale[i] * x[d][i], and 0 where `alive` is 0. Row d of the result goes to out + d * stride.
+template <class F, class T, int rows>
+static void gradient_block(const T* a, const T* ds, int64_t num_classes, const T* x, const T* anchor_scale,
+                           const T* pixel_scale, const T* alive, F* out, int64_t stride) {
+  constexpr int lanes = kLanes<T>;
+  for (int i = 0; i < kTile; i += kBlockVectors * lanes) {
+    Vec<T> sum[rows][kBlockVectors] = {};
+    multiply_block<T, rows>(a, ds + i, num_classes, sum);
+#pragma GCC unroll 4
+    for (int v = 0; v < kBlockVectors; ++v) {
+      const int j = i + v * lanes;
+      const Vec<T> along = load(anchor_scale + j), back = load(pixel_scale + j);
+      const auto live = load(alive + j) != T(0);
+#pragma GCC unroll 6
+      for (int r = 0; r < rows; ++r) {
+        const Vec<T> value = sum[r][v] * along - load(x + r * kTile + j) * back;
+        store_as(out + r * stride + j, live ? value : Vec<T>{});
+      }
+    }
+  }
+}
+
+// Equation (11) for a tile. `out` may be `x` itself, with stride kTile.
+template <class F, class T>
+static void gradient_rows(const AnchorView& anchors, int64_t num_classes, int64_t channels, const T* ds, const T* x,
+                          const T* anchor_scale, const T* pixel_scale, const T* alive, F* out, int64_t stride) {
+  const T* a = static_cast<const T*>(anchors.by_channel);
+  for (int64_t b = 0; b < block_count(channels); ++b) {
+    const int64_t begin = block_begin(channels, b), rows = block_begin(channels, b + 1) - begin;
+    with_rows(rows, [&]<int R>() {
+      gradient_block<F, T, R>(a + begin * num_classes, ds, num_classes, x + begin * kTile, anchor_scale, pixel_scale, alive,
+                              out + begin * stride, stride);
+    });
+  }
+}
+
+}  // namespace proac::PROAC_ISA

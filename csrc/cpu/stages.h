@@ -1,0 +1,30 @@
+// The five stages on CPU tensors; schemas and shapes stand in proac_cuda/ops.py.
+#pragma once
+
+#include <tuple>
+
+#include "views.h"
+
+namespace proac {
+
+Tensor select_negatives(Tensor features, Tensor labels, OptionalTensor pixel_weight, Tensor rng_state,
+                        int64_t num_negatives, int64_t num_classes, int64_t ignore_index);
+
+std::tuple<Tensor, Tensor, Tensor> class_statistics(Tensor features, Tensor labels, OptionalTensor pixel_weight,
+                                                    Tensor prototypes, OptionalTensor thresholds,
+                                                    OptionalTensor rng_state, double temperature, int64_t ignore_index,
+                                                    bool pixel_anchor, bool hardest_negative);
+
+Tensor positive_sums(Tensor positive, Tensor labels, OptionalTensor pixel_weight, Tensor statistics, int64_t ignore_index,
+                     bool negative_mean);
+
+Tensor reduce_loss(Tensor statistics, Tensor sums, OptionalTensor class_weight, double pixel_anchor_weight,
+                   int64_t reduction);
+
+std::tuple<Tensor, Tensor> loss_gradients(Tensor features, Tensor labels, OptionalTensor pixel_weight, Tensor prototypes,
+                                          OptionalTensor thresholds, OptionalTensor rng_state, Tensor statistics,
+                                          Tensor sums, OptionalTensor class_weight, Tensor grad_loss, double temperature,
+                                          int64_t ignore_index, bool negative_mean, double pixel_anchor_weight,
+                                          int64_t reduction, bool features_need_grad, bool prototypes_need_grad);
+
+}  // namespace proac

@@ -1,0 +1,239 @@
+// A tile: up to 64 consecutive pixels, packed as [D][kTile] in the compute type, with the norms found on the way.
+//
+// Reading the features where they lie more than once would be slow: with power-of-two image sizes, the rows of all channels
+// of a tile map to the same few cache sets.
+#pragma once
+
+#include "pixels.h"
+
+namespace proac::PROAC_ISA {
+
+// Scales of the packed pixels: xhat = x * unit, and 1 / |x|, both 0 where |x| <= 1e-12, NaN where |x| is not finite.
+// They differ only for pixels whose packed values were scaled down, see `rescale`.
+template <class T>
+struct alignas(64) PixelScale {
+  T unit[kTile];
+  T inverse_norm[kTile];
+};
+
+// One image's share of a tile.
+struct Segment {
+  int64_t image, pixel;
+  int begin, count;  // within the tile
+};
+
+// Calls f(segment) for each image that the tile touches.
+template <class F>
+PROAC_INLINE void for_each_segment(const FeatureView& view, int64_t first, int count, F f) {
+  int64_t image = first / view.pixels, pixel = first % view.pixels;
+  for (int begin = 0; begin < count;) {
+    const int64_t left = view.pixels - pixel;
+    const int run = left < count - begin ? static_cast<int>(left) : count - begin;
+    f(Segment{image, pixel, begin, run});
+    begin += run;
+    pixel = 0;
+    ++image;
+  }
+}
+
+// Transposes a square of kLanes vectors, by exchanging halves, quarters and so on.
+template <class T, int half>
+PROAC_INLINE void exchange(Vec<T>* row) {
+  constexpr int lanes = kLanes<T>;
+  Vec<Int<T>> low, high;
+#pragma GCC unroll 16
+  for (int l = 0; l < lanes; ++l) {
+    low[l] = l & half ? lanes + l - half : l;
+    high[l] = l & half ? lanes + l : l + half;
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < lanes; ++i) {
+    if (i & half) continue;
+    const Vec<T> a = row[i], b = row[i + half];
+    row[i] = __builtin_shuffle(a, b, low);
+    row[i + half] = __builtin_shuffle(a, b, high);
+  }
+}
+template <class T>
+PROAC_INLINE void transpose(Vec<T>* row) {
+  if constexpr (kLanes<T> > 8) exchange<T, 8>(row);
+  if constexpr (kLanes<T> > 4) exchange<T, 4>(row);
+  if constexpr (kLanes<T> > 2) exchange<T, 2>(row);
+  exchange<T, 1>(row);
+}
+
+// Pixels that lie side by side: a row of the tile is a row of the features. `square` gets the sums of squares.
+template <class F, class T>
+static void pack_rows(const F* data, int64_t channel_stride, int64_t channels, const T* keep, T* x, T* square) {
+  constexpr int lanes = kLanes<T>, vectors = kTile / lanes;
+  Vec<T> total[vectors] = {}, mask[vectors];
+  for (int v = 0; v < vectors; ++v) mask[v] = load(keep + v * lanes);
+  for (int64_t begin = 0; begin < channels; begin += 64) {  // in blocks, so that the sums lose less
+    const int64_t end = begin + 64 < channels ? begin + 64 : channels;
+    Vec<T> sum[vectors] = {};
+    for (int64_t d = begin; d < end; ++d) {
+      const F* row = data + d * channel_stride;
+#pragma GCC unroll 16
+      for (int v = 0; v < vectors; ++v) {
+        const Vec<T> value = mask[v] > T(0) ? Vec<T>(load_as(row + v * lanes)) : Vec<T>{};
+        store(x + d * kTile + v * lanes, value);
+        sum[v] += value * value;
+      }
+    }
+    for (int v = 0; v < vectors; ++v) total[v] += sum[v];
+  }
+  for (int v = 0; v < vectors; ++v) store(square + v * lanes, total[v]);
+}
+
+// Sums of squares of what is packed already.
+template <class T>
+static void square_sums(int64_t channels, const T* x, T* square) {
+  constexpr int lanes = kLanes<T>;
+  for (int i = 0; i < kTile; i += lanes) {
+    Vec<T> total{};
+    for (int64_t begin = 0; begin < channels; begin += 64) {
+      const int64_t end = begin + 64 < channels ? begin + 64 : channels;
+      Vec<T> sum{};
+      for (int64_t d = begin; d < end; ++d) {
+        const Vec<T> value = load(x + d * kTile + i);
+        sum += value * value;
+      }
+      total += sum;
+    }
+    store(square + i, total);
+  }
+}
+
+// Channels that lie side by side: squares of pixels x channels, transposed in registers. `pixel[i]` is where pixel i of
+// the tile starts, null where it is outside V.
+template <class F, class T>
+static void pack_columns(const F* const* pixel, int64_t channels, T* x) {
+  constexpr int lanes = kLanes<T>;
+  const int64_t whole = channels - channels % lanes;
+  for (int begin = 0; begin < kTile; begin += lanes) {
+    const F* const* group = pixel + begin;
+    for (int64_t d = 0; d < whole; d += lanes) {
+      Vec<T> row[lanes];
+#pragma GCC unroll 16
+      for (int i = 0; i < lanes; ++i) row[i] = group[i] ? Vec<T>(load_as(group[i] + d)) : Vec<T>{};
+      transpose<T>(row);
+#pragma GCC unroll 16
+      for (int i = 0; i < lanes; ++i) store(x + (d + i) * kTile + begin, row[i]);
+    }
+    for (int64_t d = whole; d < channels; ++d) {
+      for (int i = 0; i < lanes; ++i) x[d * kTile + begin + i] = group[i] ? T(widen(group[i][d])) : T(0);
+    }
+  }
+}
+
+PROAC_INLINE float square_root(float v) { return __builtin_sqrtf(v); }
+PROAC_INLINE double square_root(double v) { return __builtin_sqrt(v); }
+
+// Sums of squares from here on may overflow, or the gradient's factors underflow.
+template <class T>
+constexpr T kLargeSquare = sizeof(T) == 4 ? T(1e20) : T(1e200);
+
+// The rare pixel that is so long: its packed values are scaled down by a power of two, to about 1. NaN where the norm is
+// not finite.
+template <class T>
+static __attribute__((noinline)) void rescale(int64_t channels, int i, T* x, PixelScale<T>* scale) {
+  T largest = 0;
+  for (int64_t d = 0; d < channels; ++d) {
+    const T size = __builtin_fabs(x[d * kTile + i]);
+    largest = size <= largest ? largest : size;
+  }
+  scale->unit[i] = scale->inverse_norm[i] = static_cast<T>(__builtin_nan(""));
+  if (!(largest < kInfinity<T>)) return;
+  const int exponent = __builtin_ilogb(largest);
+  double sum = 0;
+  for (int64_t d = 0; d < channels; ++d) {
+    const double value = x[d * kTile + i] = static_cast<T>(__builtin_ldexp(x[d * kTile + i], -exponent));
+    sum += value * value;
+  }
+  const T norm = static_cast<T>(__builtin_ldexp(__builtin_sqrt(sum), exponent));
+  if (!(norm < kInfinity<T>)) return;  // also that of a NaN, which `largest` may have missed
+  scale->unit[i] = static_cast<T>(1 / __builtin_sqrt(sum));
+  scale->inverse_norm[i] = 1 / norm;
+}
+
+// Reads the pixels of a tile, equation (1). What stands in pixels outside V is never looked at.
+template <class F, class T>
+static void pack_tile(const FeatureView& view, const PixelTile<T>& tile, T* x, PixelScale<T>* scale) {
+  const F* data = static_cast<const F*>(view.data);
+  const int64_t channels = view.channels;
+  alignas(64) T square[kTile];
+  const int64_t image = tile.first / view.pixels, pixel = tile.first % view.pixels;
+  if (view.pixel_stride == 1 && pixel + kTile <= view.pixels) {
+    pack_rows<F, T>(data + image * view.batch_stride + pixel, view.channel_stride, channels, tile.weight, x, square);
+  } else if (view.channel_stride == 1) {
+    const F* start[kTile] = {};
+    for_each_segment(view, tile.first, tile.count, [&](const Segment& segment) {
+      const F* row = data + segment.image * view.batch_stride + segment.pixel * view.pixel_stride;
+      for (int i = segment.begin; i < segment.begin + segment.count; ++i, row += view.pixel_stride) {
+        start[i] = tile.label[i] < 0 ? nullptr : row;
+      }
+    });
+    pack_columns<F, T>(start, channels, x);
+    square_sums<T>(channels, x, square);
+  } else {
+    memset(x, 0, sizeof(T) * channels * kTile);
+    for_each_segment(view, tile.first, tile.count, [&](const Segment& segment) {
+      for (int64_t d = 0; d < channels; ++d) {
+        const F* row = data + segment.image * view.batch_stride + segment.pixel * view.pixel_stride +
+                       d * view.channel_stride;
+        T* out = x + d * kTile + segment.begin;
+        const int32_t* label = tile.label + segment.begin;
+        for (int i = 0; i < segment.count; ++i) out[i] = label[i] < 0 ? T(0) : T(widen(row[i * view.pixel_stride]));
+      }
+    });
+    square_sums<T>(channels, x, square);
+  }
+  for (int i = 0; i < kTile; ++i) {
+    const T norm = square_root(square[i]);
+    const T inverse = norm <= T(1e-12) ? T(0) : T(1) / norm;
+    scale->unit[i] = scale->inverse_norm[i] = inverse;
+  }
+  for (int i = 0; i < kTile; ++i) {
+    if (!(square[i] < kLargeSquare<T>)) rescale<T>(channels, i, x, scale);
+  }
+}
+
+// Writes a tile of gradients [D][kTile] to where the features' gradient lies, converted once.
+template <class F, class T>
+static void unpack_tile(const FeatureView& view, const PixelTile<T>& tile, const T* gradient) {
+  constexpr int lanes = kLanes<T>;
+  F* data = static_cast<F*>(view.data);
+  const int64_t channels = view.channels, whole = channels - channels % lanes;
+  for_each_segment(view, tile.first, tile.count, [&](const Segment& segment) {
+    F* out = data + segment.image * view.batch_stride + segment.pixel * view.pixel_stride;
+    int i = 0;
+    if (view.channel_stride == 1) {
+      for (; i + lanes <= segment.count; i += lanes) {
+        for (int64_t d = 0; d < whole; d += lanes) {
+          Vec<T> row[lanes];
+#pragma GCC unroll 16
+          for (int l = 0; l < lanes; ++l) row[l] = load(gradient + (d + l) * kTile + segment.begin + i);
+          transpose<T>(row);
+#pragma GCC unroll 16
+          for (int l = 0; l < lanes; ++l) store_as(out + (i + l) * view.pixel_stride + d, row[l]);
+        }
+        for (int64_t d = whole; d < channels; ++d) {
+          for (int l = 0; l < lanes; ++l) {
+            narrow(gradient[d * kTile + segment.begin + i + l], out + (i + l) * view.pixel_stride + d);
+          }
+        }
+      }
+    }
+    for (int64_t d = 0; d < channels; ++d) {
+      const T* row = gradient + d * kTile + segment.begin;
+      F* target = out + d * view.channel_stride;
+      int j = i;
+      if (view.pixel_stride == 1) {
+        for (; j + lanes <= segment.count; j += lanes) store_as(target + j, load(row + j));
+      }
+      for (; j < segment.count; ++j) narrow(row[j], target + j * view.pixel_stride);
+    }
+  });
+}
+
+}  // namespace proac::PROAC_ISA

@@ -1,0 +1,185 @@
+"""Builds the compiled kernels: one library on PyTorch's stable ABI, for every Python >= 3.10 and PyTorch >= 2.10.
+
+PyTorch is never imported here, and never a build requirement: the build needs the headers and libraries of the one that
+is installed, and fetching a second one into an isolated environment would cost gigabytes.
+
+Environment variables:
+    PROAC_NO_EXT=1   install the pure-PyTorch reference only
+    MAX_JOBS         compiler processes at a time; without it, one per core and per 2 GiB of memory that is available
+    CXX, CXXFLAGS    compiler and extra flags
+    PROAC_SANITIZE=1 build with AddressSanitizer and UndefinedBehaviorSanitizer
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent
+CPU_SOURCES = ["csrc/ops.cpp", "csrc/cpu/stages.cpp", "csrc/cpu/select.cpp", "csrc/cpu/dispatch.cpp"]
+ISA_FLAGS = {
+    "csrc/cpu/isa_baseline.cpp": [],
+    "csrc/cpu/isa_avx2.cpp": ["-mavx2", "-mfma", "-mf16c"],
+    "csrc/cpu/isa_avx512.cpp": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"],
+}
+OLDEST_TORCH = (2, 10)
+
+
+def loudly(message: str) -> None:
+    """Say it so that pip's output shows it where pip shows anything at all, and in the build log always."""
+    line = "*" * 100
+    print(f"\n{line}\nproac_cuda: {message}\n{line}\n", file=sys.stderr, flush=True)
+
+
+def find_torch() -> Path:
+    """The folder of the PyTorch that is installed; in an isolated build, that of the environment which is installed into."""
+    spec = importlib.util.find_spec("torch")
+    if spec and spec.submodule_search_locations:
+        return Path(next(iter(spec.submodule_search_locations)))
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    prefixes = [os.environ.get(name) for name in ("VIRTUAL_ENV", "CONDA_PREFIX")] + [sys.prefix, sys.base_prefix]
+    folders = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
+    for prefix in filter(None, prefixes):
+        folders += [f"{prefix}/lib/{version}/site-packages", f"{prefix}/lib/{version}/dist-packages"]
+    for folder in folders:
+        if Path(folder, "torch", "version.py").is_file():
+            return Path(folder, "torch")
+    raise SystemExit(
+        "proac_cuda: found no PyTorch to build against. Install it first (https://pytorch.org), then run\n"
+        "    pip install --no-build-isolation .\n"
+        "or set PROAC_NO_EXT=1 for the pure-PyTorch reference without compiled kernels."
+    )
+
+
+def check_version(torch: Path) -> None:
+    """Stop where that PyTorch is older than the stable ABI in use."""
+    found = re.search(r"__version__ = '(\d+)\.(\d+)", (torch / "version.py").read_text())
+    if found and (int(found[1]), int(found[2])) < OLDEST_TORCH:
+        raise SystemExit(
+            f"proac_cuda: the compiled kernels need PyTorch >= {OLDEST_TORCH[0]}.{OLDEST_TORCH[1]}, but {torch} is "
+            f"{found[1]}.{found[2]}. Upgrade it and build with pip install --no-build-isolation, "
+            "or set PROAC_NO_EXT=1 for the pure-PyTorch reference without compiled kernels."
+        )
+
+
+def compiler() -> str | None:
+    """The C++ compiler, or None."""
+    candidates = [os.environ.get("CXX"), sysconfig.get_config_var("CXX"), "g++", "clang++", "c++"]
+    for command in filter(None, candidates):
+        if shutil.which(command.split()[0]):
+            return command
+    return None
+
+
+def max_jobs() -> int:
+    """Compiler processes that fit in memory."""
+    if os.environ.get("MAX_JOBS"):
+        return max(1, int(os.environ["MAX_JOBS"]))
+    jobs = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        available = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text())
+        if available:
+            jobs = min(jobs, int(available[1]) // 2**21)
+    return max(1, jobs)
+
+
+def cuda_sources() -> list[str]:
+    """CUDA sources to add to the library; none yet."""
+    return []
+
+
+class NinjaBuild(build_ext):
+    """Compiles each source with its own flags (setuptools knows only one set for all) and links them, by ninja."""
+
+    def build_extension(self, ext: Extension) -> None:
+        torch = find_torch()
+        check_version(torch)
+        target = Path(self.get_ext_fullpath(ext.name)).resolve()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(self.build_temp).resolve()
+        work.mkdir(parents=True, exist_ok=True)
+        (work / "build.ninja").write_text(self.ninja_file(ext, torch, target))
+        ninja = shutil.which("ninja")
+        command = [ninja] if ninja else [sys.executable, "-m", "ninja"]
+        jobs = max_jobs()
+        print(f"proac_cuda: compiling against {torch} with {jobs} jobs", flush=True)
+        subprocess.run([*command, "-C", str(work), "-j", str(jobs), "-v"], check=True)
+
+    def ninja_file(self, ext: Extension, torch: Path, target: Path) -> str:
+        """The build: one compile edge for each source, one link edge."""
+        x86 = platform.machine().lower() in ("x86_64", "amd64")
+        sanitize = "-fsanitize=address,undefined -fno-omit-frame-pointer -g" if os.environ.get("PROAC_SANITIZE") == "1" else ""
+        flags = [
+            "-std=c++20 -O3 -fPIC -fvisibility=hidden -fno-math-errno -fno-trapping-math -Wall -Wextra",
+            "-Wno-maybe-uninitialized -Wno-psabi",  # the first is GCC's own intrinsics' fault
+            "-DTORCH_TARGET_VERSION=0x020a000000000000ULL -DTORCH_STABLE_ONLY",
+            f"-isystem {_escape(torch / 'include')} -isystem {_escape(torch / 'include/torch/csrc/api/include')}",
+            "-DPROAC_X86_KERNELS" if x86 else "",
+            sanitize,
+            os.environ.get("CXXFLAGS", ""),
+        ]
+        libraries = f"-L{_escape(torch / 'lib')} -ltorch -ltorch_cpu -lc10"
+        mac = "-undefined dynamic_lookup" if sys.platform == "darwin" else ""
+        lines = [
+            f"cxx = {compiler()}",
+            f"cflags = {' '.join(filter(None, flags))}",
+            "rule compile",
+            "  command = $cxx -MMD -MF $out.d $cflags $isa -c $in -o $out",
+            "  depfile = $out.d",
+            "  deps = gcc",
+            "rule link",
+            f"  command = $cxx -shared {mac} {sanitize} $in -o $out {libraries}",
+        ]
+        objects = []
+        for source in ext.sources:
+            if source in ISA_FLAGS and not x86 and ISA_FLAGS[source]:
+                continue
+            objects.append(Path(source).with_suffix(".o").name)
+            lines += [
+                f"build {objects[-1]}: compile {_escape(ROOT.resolve() / source)}",
+                f"  isa = {' '.join(ISA_FLAGS.get(source, []))}",
+            ]
+        lines += [f"build {_escape(target)}: link {' '.join(objects)}", f"default {_escape(target)}", ""]
+        return "\n".join(lines)
+
+
+def _escape(path: Path) -> str:
+    return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+
+def extensions() -> list[Extension]:
+    """The library, or nothing where it cannot or shall not be built."""
+    why_not = None
+    if os.environ.get("PROAC_NO_EXT") == "1":
+        why_not = "PROAC_NO_EXT=1"
+    elif sys.platform == "win32":
+        why_not = "the kernels need GCC or Clang, which this build does not look for on Windows"
+    elif compiler() is None:
+        why_not = "no C++ compiler found (CXX, g++, clang++)"
+    if why_not:
+        loudly(
+            f"installing WITHOUT compiled kernels: {why_not}.\n"
+            'Only backend="reference" will run on CPU tensors, and it is many times slower.'
+        )
+        return []
+    sources = CPU_SOURCES + list(ISA_FLAGS) + cuda_sources()
+    return [Extension("proac_cuda._C", sources=sources, py_limited_api=True)]
+
+
+modules = extensions()
+setup(
+    ext_modules=modules,
+    cmdclass={"build_ext": NinjaBuild},
+    options={"bdist_wheel": {"py_limited_api": "cp310"}} if modules else {},
+)
