@@ -43,7 +43,7 @@ class ProACFunction(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         ops, group = stage_ops(BACKENDS[options.backend]), options.process_group
         thresholds = None
-        if rng_state is not None:
+        if rng_state is not None and options.num_negatives is not None:
             pixels = features, labels, pixel_weight
             sampling = options.num_negatives, prototypes.shape[0], options.ignore_index
             if group is None:

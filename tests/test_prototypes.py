@@ -1,0 +1,627 @@
+"""Prototypes: known optima are reached and never beaten, bounds are sound, files come back whatever device wrote them."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+
+from proac_cuda import _code_cache, _spherical_codes, prototypes
+from proac_cuda._code_bounds import best_lower_bound
+from proac_cuda.prototypes import load_prototypes, prototype_certificate, save_prototypes, uniform_prototypes
+
+with open(Path(__file__).parent / "data" / "spherical_codes.csv", newline="") as stream:
+    CODES = [(int(row["K"]), int(row["D"]), float(row["max_cos"]), row["status"]) for row in csv.DictReader(stream)]
+
+SEARCHED_FOR_SECONDS = {(10, 3), (13, 3), (24, 4), (40, 10), (64, 14), (112, 21), (100, 22)}
+
+# The last digits of the table are rounded: its shortest entry has eight.
+TABLE_ROUNDING = 5e-9
+
+# An optimal code that a search finds at once, and knows to be optimal.
+QUICK_K, QUICK_D = 16, 5
+
+
+@pytest.fixture(autouse=True)
+def fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Every test has an empty cache of its own, in memory and on disk."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("PROAC_CACHE", str(folder))
+    monkeypatch.setattr(prototypes, "_known_codes", {})
+    monkeypatch.setattr(_code_cache, "_warned_folders", set())
+    return folder
+
+
+def gram(rows: torch.Tensor) -> torch.Tensor:
+    return rows.double() @ rows.double().T
+
+
+def off_diagonal(rows: torch.Tensor) -> torch.Tensor:
+    return gram(rows)[~torch.eye(len(rows), dtype=torch.bool)]
+
+
+def same_bits(left: torch.Tensor, right: torch.Tensor) -> bool:
+    return left.dtype == right.dtype and left.numpy().tobytes() == right.numpy().tobytes()
+
+
+# Arrangements
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "dimension", "optimum", "status"),
+    [
+        pytest.param(*code, id=f"{code[0]}-{code[1]}", marks=[pytest.mark.slow] * (code[:2] in SEARCHED_FOR_SECONDS))
+        for code in CODES
+    ],
+)
+def test_known_optima(num_classes: int, dimension: int, optimum: float, status: str) -> None:
+    rows = uniform_prototypes(num_classes, dimension, dtype=torch.float64)
+    certificate = prototype_certificate(rows)
+    assert certificate.largest_cosine <= optimum + 1e-8
+    if status == "proven":
+        assert certificate.largest_cosine >= optimum - TABLE_ROUNDING
+    assert certificate.gap >= -1e-14
+    torch.testing.assert_close(rows.norm(dim=1), torch.ones(num_classes, dtype=torch.float64), atol=1e-15, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("num_classes", "dimension", "largest", "seconds"), [(150, 64, 0.035, 60.0), (1000, 128, 0.075, 300.0)]
+)
+def test_large_searches_end_in_time(num_classes: int, dimension: int, largest: float, seconds: float) -> None:
+    began = time.process_time()  # the search has one thread, and other programs' shares of its core do not count
+    rows = uniform_prototypes(num_classes, dimension)
+    elapsed = time.process_time() - began
+    reached = prototype_certificate(rows).largest_cosine
+    print(f"K={num_classes}, D={dimension}: largest cosine {reached:.5f} in {elapsed:.1f} s")
+    assert reached <= largest
+    assert elapsed < seconds
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "dimension"), [(2, 1), (2, 5), (3, 2), (4, 3), (19, 256), (150, 256), (171, 256), (257, 256)]
+)
+def test_simplex(num_classes: int, dimension: int) -> None:
+    rows = uniform_prototypes(num_classes, dimension, dtype=torch.float64)
+    expected = torch.full((num_classes, num_classes), -1.0 / (num_classes - 1), dtype=torch.float64)
+    expected.fill_diagonal_(1.0)
+    torch.testing.assert_close(gram(rows), expected, atol=1e-14, rtol=0)
+    certificate = prototype_certificate(rows)
+    assert certificate.bound == "simplex"
+    assert abs(certificate.gap) < 1e-14
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "dimension"), [(5, 3), (6, 3), (4, 2), (7, 5), (10, 5), (300, 256), (512, 256)]
+)
+def test_antipodal_pairs(num_classes: int, dimension: int) -> None:
+    rows = uniform_prototypes(num_classes, dimension, dtype=torch.float64)
+    cosines = gram(rows)
+    pairs = torch.zeros(num_classes, num_classes, dtype=torch.float64)
+    for first in range(0, num_classes - 1, 2):
+        pairs[first, first + 1] = pairs[first + 1, first] = -1.0
+    torch.testing.assert_close(cosines, pairs + torch.eye(num_classes, dtype=torch.float64), atol=1e-14, rtol=0)
+    certificate = prototype_certificate(rows)
+    assert certificate.bound == "Rankin"
+    assert abs(certificate.gap) < 1e-14
+
+
+@pytest.mark.parametrize("num_classes", [5, 6, 7, 100])
+def test_circle(num_classes: int) -> None:
+    certificate = prototype_certificate(uniform_prototypes(num_classes, 2, dtype=torch.float64))
+    assert certificate.largest_cosine == pytest.approx(math.cos(2 * math.pi / num_classes), abs=1e-14)
+    assert certificate.bound == "circle"
+
+
+@pytest.mark.parametrize("dimension", [1, 2, 7])
+def test_one_class(dimension: int) -> None:
+    rows = uniform_prototypes(1, dimension)
+    assert rows.shape == (1, dimension)
+    assert rows.norm().item() == pytest.approx(1.0, abs=1e-7)
+    assert prototype_certificate(rows) == (-1.0, -1.0, "no pair", 0.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize(("num_classes", "dimension"), [(19, 256), (20, 12), (QUICK_K, QUICK_D), (9, 2)])
+def test_dtype_shape_and_unit_rows(dtype: torch.dtype, num_classes: int, dimension: int) -> None:
+    rows = uniform_prototypes(num_classes, dimension, dtype=dtype, device="cpu")
+    assert rows.shape == (num_classes, dimension)
+    assert rows.dtype == dtype
+    assert rows.device.type == "cpu"
+    assert rows.is_contiguous()
+    assert not rows.requires_grad
+    norms = rows.double().norm(dim=1)
+    torch.testing.assert_close(norms, torch.ones_like(norms), atol=2 * torch.finfo(dtype).eps, rtol=0)
+
+
+# Determinism
+
+
+@pytest.mark.parametrize(("num_classes", "dimension"), [(2, 1), (19, 64), (100, 64), (7, 2), (QUICK_K, QUICK_D)])
+def test_same_bits_whatever_the_threads_and_the_global_generator(
+    num_classes: int, dimension: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for count in (1, 2):
+            monkeypatch.setattr(prototypes, "_known_codes", {})
+            monkeypatch.setenv("PROAC_CACHE", os.path.join(os.environ["PROAC_CACHE"], str(count)))
+            torch.set_num_threads(count)
+            torch.manual_seed(count)
+            state = torch.get_rng_state()
+            results.append(uniform_prototypes(num_classes, dimension, seed=3))
+            assert torch.equal(torch.get_rng_state(), state)
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(threads)
+    assert same_bits(*results)
+
+
+def test_threads_are_restored_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(prototypes, "_arrangement", fail)
+    try:
+        torch.set_num_threads(2)
+        with pytest.raises(KeyboardInterrupt):
+            uniform_prototypes(4, 3)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(("num_classes", "dimension"), [(1, 8), (19, 64), (30, 16), (7, 2), (QUICK_K, QUICK_D)])
+def test_the_seed_rotates(num_classes: int, dimension: int) -> None:
+    first = uniform_prototypes(num_classes, dimension, seed=0, dtype=torch.float64)
+    second = uniform_prototypes(num_classes, dimension, seed=1, dtype=torch.float64)
+    assert (first - second).abs().max() > 0.05
+    torch.testing.assert_close(gram(first), gram(second), atol=1e-14, rtol=0)
+
+
+def test_rotations_are_uniform() -> None:
+    """Of a frame uniform over all frames every coordinate has mean 0 and variance 1/D: a QR without the sign fix has not."""
+    frames = torch.stack([prototypes._random_frame(3, 3, seed) for seed in range(500)])
+    identity = torch.eye(3, dtype=torch.float64).expand(500, 3, 3)
+    torch.testing.assert_close(frames @ frames.mT, identity, atol=1e-14, rtol=0)
+    assert frames.mean(dim=0).abs().max() < 5 / math.sqrt(3 * 500)
+    assert (frames.square().mean(dim=0) - 1 / 3).abs().max() < 5 * math.sqrt(4 / 45 / 500)
+
+
+def test_the_users_defaults_play_no_part() -> None:
+    expected = uniform_prototypes(QUICK_K, QUICK_D), uniform_prototypes(5, 8), uniform_prototypes(9, 2)
+    prototypes._known_codes.clear()
+    default = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float16)
+        with torch.device("meta"), torch.inference_mode():
+            found = uniform_prototypes(QUICK_K, QUICK_D), uniform_prototypes(5, 8), uniform_prototypes(9, 2)
+    finally:
+        torch.set_default_dtype(default)
+    for left, right in zip(expected, found, strict=True):
+        assert same_bits(left, right)
+
+
+# The search
+
+
+def test_soft_maximum_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = torch.randn(11, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    unit = points / points.norm(dim=1, keepdim=True)
+    cosines = (unit @ unit.T)[~torch.eye(11, dtype=torch.bool)]
+    expected = torch.logsumexp(20.0 * cosines, dim=0) / 20.0
+    (expected_gradient,) = torch.autograd.grad(expected, points)
+    for pairs in (1, 33, 10_000):  # blocks of one row, of three rows with a shorter last one, and a single block
+        monkeypatch.setattr(_spherical_codes, "_BLOCK_PAIRS", pairs)
+        value, gradient = _spherical_codes._soft_maximum(points.detach(), 20.0)
+        assert value == pytest.approx(expected.item(), abs=1e-14)
+        torch.testing.assert_close(gradient, expected_gradient, atol=1e-14, rtol=1e-12)
+
+
+def test_work_depends_on_the_size_only_and_is_bounded() -> None:
+    plans = [_spherical_codes.search_plan(size, 128) for size in (20, 260, 1000, 100_000)]
+    assert [plan.starts for plan in plans] == sorted((plan.starts for plan in plans), reverse=True)
+    assert plans[-1].starts == 1
+
+
+def test_a_small_plan_already_gives_a_valid_arrangement() -> None:
+    plan = _spherical_codes.SearchPlan(1, 5, 5, 3.0, 1e3)
+    fractions: list[float] = []
+    rows = _spherical_codes.find_spherical_code(400, 4, plan=plan, on_progress=fractions.append)
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 1.0
+    assert _spherical_codes.largest_cosine(rows) == pytest.approx(float(off_diagonal(rows).max()), abs=1e-14)
+    assert best_lower_bound(400, 4)[0] < _spherical_codes.largest_cosine(rows) < 0.95
+
+
+def test_progress_is_shown_on_a_slow_terminal_only(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for terminal, seconds, shown in ((True, 3.0, True), (True, 0.1, False), (False, 3.0, False)):
+        clock = iter([0.0, seconds])
+        monkeypatch.setattr(prototypes.time, "monotonic", lambda clock=clock: next(clock))
+        monkeypatch.setattr(sys.stderr, "isatty", lambda terminal=terminal: terminal, raising=False)
+        with prototypes._progress("title") as report:
+            report(0.5)
+        assert capsys.readouterr().err == ("\rtitle:  50%\n" if shown else "")
+
+
+# The cache
+
+
+def cached_files(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.exists() else []
+
+
+def forbid_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise AssertionError("searched again")
+
+    monkeypatch.setattr(prototypes, "find_spherical_code", fail)
+
+
+def test_one_search_serves_all_seeds(fresh_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = uniform_prototypes(QUICK_K, QUICK_D)
+    assert len(cached_files(fresh_cache)) == 1  # and no unfinished file beside it
+    forbid_search(monkeypatch)
+    monkeypatch.setattr(prototypes, "_known_codes", {})
+    assert same_bits(uniform_prototypes(QUICK_K, QUICK_D), first)
+    uniform_prototypes(QUICK_K, QUICK_D, seed=9)
+
+
+def test_closed_forms_write_nothing(fresh_cache: Path) -> None:
+    for num_classes, dimension in ((1, 4), (5, 4), (8, 4), (9, 2)):
+        uniform_prototypes(num_classes, dimension)
+    assert cached_files(fresh_cache) == []
+
+
+def damage_truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:100])
+
+
+def damage_empty(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+def damage_other_code(file: Path) -> None:
+    """A well-formed archive with other unit rows."""
+    rows = torch.eye(QUICK_D, dtype=torch.float64).repeat(4, 1)[:QUICK_K].numpy()
+    numpy.savez(file, points=rows, digest="0" * 64)
+
+
+def damage_shape(file: Path) -> None:
+    numpy.savez(file, points=numpy.zeros((2, 2)), digest="")
+
+
+def damage_pickle(file: Path) -> None:
+    numpy.savez(file, points=numpy.array([{}], dtype=object), digest="")
+
+
+@pytest.mark.parametrize("damage", [damage_truncate, damage_empty, damage_other_code, damage_shape, damage_pickle])
+def test_damaged_cache_files_are_replaced(fresh_cache: Path, monkeypatch: pytest.MonkeyPatch, damage) -> None:
+    first = uniform_prototypes(QUICK_K, QUICK_D)
+    (file,) = cached_files(fresh_cache)
+    damage(file)
+    damaged = file.read_bytes()
+    monkeypatch.setattr(prototypes, "_known_codes", {})
+    assert same_bits(uniform_prototypes(QUICK_K, QUICK_D), first)
+    assert file.read_bytes() != damaged
+    forbid_search(monkeypatch)
+    monkeypatch.setattr(prototypes, "_known_codes", {})
+    assert same_bits(uniform_prototypes(QUICK_K, QUICK_D), first)
+
+
+def test_a_folder_that_cannot_be_used_costs_one_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("in the way")  # unlike permissions, this also stops the superuser
+    monkeypatch.setenv("PROAC_CACHE", str(tmp_path / "file" / "below"))
+    with pytest.warns(UserWarning, match="PROAC_CACHE") as caught:
+        first = uniform_prototypes(QUICK_K, QUICK_D)
+        prototypes._known_codes.clear()
+        second = uniform_prototypes(QUICK_K, QUICK_D)
+    assert len(caught) == 1
+    assert same_bits(first, second)
+
+
+def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
+    def fail(stream: object) -> None:
+        raise OSError("disk full")
+
+    (tmp_path / "kept").write_text("old")
+    with pytest.raises(OSError, match="disk full"):
+        _code_cache.write_atomically(tmp_path / "kept", fail)
+    assert [file.name for file in tmp_path.iterdir()] == ["kept"]
+    assert (tmp_path / "kept").read_text() == "old"
+
+
+def test_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PROAC_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert _code_cache.cache_folder() == tmp_path / "xdg" / "proac_cuda"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path / "home"))
+    assert _code_cache.cache_folder() == tmp_path / "home" / ".cache" / "proac_cuda"
+
+
+# Bad arguments
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "message"),
+    [
+        ((0, 4), {}, ValueError, "num_classes: got 0"),
+        ((-3, 4), {}, ValueError, "num_classes: got -3"),
+        ((4, 0), {}, ValueError, "embedding_dim: got 0"),
+        ((3, 1), {}, ValueError, "num_classes: got 3 with embedding_dim=1, expected at most 2"),
+        ((2.0, 4), {}, TypeError, "num_classes: got 2.0 of type float, expected an int"),
+        ((True, 4), {}, TypeError, "num_classes: got True of type bool"),
+        ((2, "4"), {}, TypeError, "embedding_dim: got '4' of type str"),
+        ((2, 4), {"seed": 0.5}, TypeError, "seed: got 0.5"),
+        ((2, 4), {"seed": None}, TypeError, "seed: got None"),
+        ((2, 4), {"seed": 2**64}, ValueError, "seed: got 18446744073709551616"),
+        ((2, 4), {"dtype": torch.int64}, TypeError, "dtype: got torch.int64, expected one of torch.float16"),
+        ((2, 4), {"dtype": torch.complex64}, TypeError, "dtype: got torch.complex64"),
+        ((2, 4), {"dtype": "float32"}, TypeError, "dtype: got 'float32', expected a torch.dtype"),
+    ],
+)
+def test_bad_arguments(arguments: tuple, options: dict, error: type[Exception], message: str) -> None:
+    with pytest.raises(error) as caught:
+        uniform_prototypes(*arguments, **options)
+    assert message in str(caught.value)
+
+
+def test_numpy_integers_and_every_seed_are_accepted() -> None:
+    assert uniform_prototypes(numpy.int64(3), numpy.int32(4), seed=numpy.int64(-1)).shape == (3, 4)
+    assert uniform_prototypes(3, 4, seed=2**64 - 1).shape == (3, 4)
+
+
+# Certificates and bounds
+
+
+@pytest.mark.parametrize(("num_classes", "dimension", "optimum", "status"), CODES)
+def test_bounds_never_exceed_known_optima(num_classes: int, dimension: int, optimum: float, status: str) -> None:
+    bound, _ = best_lower_bound(num_classes, dimension)
+    assert bound <= optimum + 1e-14
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "dimension", "optimum"),
+    [
+        (16, 5, 1 / 5),
+        (27, 6, 1 / 4),
+        (56, 7, 1 / 3),
+        (240, 8, 1 / 2),
+        (112, 21, 1 / 9),
+        (162, 21, 1 / 7),
+        (100, 22, 1 / 11),
+        (275, 22, 1 / 6),
+        (891, 22, 1 / 4),
+        (552, 23, 1 / 5),
+        (4600, 23, 1 / 3),
+        (196560, 24, 1 / 2),
+        (120, 4, (1 + math.sqrt(5)) / 4),  # the 600-cell: sharp enough for a certificate only by a bound not used here
+    ],
+)
+def test_levenshtein_is_tight_for_sharp_codes(num_classes: int, dimension: int, optimum: float) -> None:
+    bound, name = best_lower_bound(num_classes, dimension)
+    assert name == "Levenshtein"
+    if (num_classes, dimension) == (120, 4):
+        assert bound < optimum
+    else:
+        assert bound == pytest.approx(optimum, abs=1e-13)
+
+
+def test_fejes_toth_is_tight_for_the_icosahedron() -> None:
+    assert best_lower_bound(12, 3) == (pytest.approx(1 / math.sqrt(5), abs=1e-14), "Fejes Toth")
+
+
+@pytest.mark.parametrize("dimension", [3, 4, 5, 8, 21, 64, 128])
+def test_more_vectors_are_never_further_apart(dimension: int) -> None:
+    sizes = [*range(2, 6 * dimension), 10 * dimension, 100 * dimension, 1000 * dimension]
+    bounds = [best_lower_bound(size, dimension)[0] for size in sizes]
+    assert all(left <= right + 1e-14 for left, right in zip(bounds, bounds[1:], strict=False))
+    assert all(-1.0 <= bound < 1.0 for bound in bounds)
+
+
+@pytest.mark.parametrize("dimension", [1, 2, 3, 4, 7, 30])
+@pytest.mark.parametrize("num_classes", [2, 3, 5, 8, 9, 20, 61, 400])
+def test_no_random_arrangement_beats_its_bound(num_classes: int, dimension: int) -> None:
+    generator = torch.Generator().manual_seed(num_classes + dimension)
+    rows = torch.randn(num_classes, dimension, dtype=torch.float64, generator=generator)
+    certificate = prototype_certificate(rows)
+    assert certificate.gap >= -1e-14
+    assert certificate.gap == certificate.largest_cosine - certificate.lower_bound
+
+
+def test_certificate_does_not_depend_on_lengths() -> None:
+    rows = torch.randn(30, 8, dtype=torch.float64)
+    expected = prototype_certificate(rows)
+    lengths = torch.logspace(-300, 300, 30, dtype=torch.float64).unsqueeze(1)
+    assert prototype_certificate(rows * lengths).largest_cosine == pytest.approx(expected.largest_cosine, abs=1e-14)
+    assert prototype_certificate(rows.requires_grad_()) == expected
+
+
+def test_certificate_sees_one_close_pair() -> None:
+    rows = uniform_prototypes(19, 256)
+    rows[7] = rows[3] + 0.1 * rows[7]
+    assert prototype_certificate(rows).largest_cosine > 0.99
+
+
+@pytest.mark.parametrize(
+    ("rows", "error", "message"),
+    [
+        ([[1.0, 0.0]], TypeError, "got list, expected a torch.Tensor"),
+        (torch.ones(2, 2, dtype=torch.int64), TypeError, "got dtype torch.int64"),
+        (torch.ones(2, 2, dtype=torch.complex64), TypeError, "got dtype torch.complex64"),
+        (torch.ones(4), ValueError, "got shape (4,), expected (K, D)"),
+        (torch.ones(4, 1, 2), ValueError, "got shape (4, 1, 2)"),
+        (torch.ones(0, 2), ValueError, "got shape (0, 2)"),
+        (torch.ones(2, 0), ValueError, "got shape (2, 0)"),
+        (torch.tensor([[1.0, math.nan]]), ValueError, "got NaN or infinity"),
+        (torch.tensor([[1.0, 0.0], [math.inf, 1.0]]), ValueError, "got NaN or infinity"),
+        (torch.tensor([[1.0, 0.0], [0.0, 0.0]]), ValueError, "row 1 is zero"),
+    ],
+)
+def test_certificate_of_bad_input(rows: object, error: type[Exception], message: str) -> None:
+    with pytest.raises(error) as caught:
+        prototype_certificate(rows)  # type: ignore[arg-type]
+    assert message in str(caught.value)
+
+
+# Files
+
+
+def as_if_saved_from_a_gpu(file: Path) -> None:
+    """Change the place of the storage that the pickle in the file names from 'cpu' to 'cuda:0'."""
+    here, there = b"X\x03\x00\x00\x00cpu", b"X\x06\x00\x00\x00cuda:0"
+    if not zipfile.is_zipfile(file):
+        content = file.read_bytes()
+        assert here in content
+        file.write_bytes(content.replace(here, there))
+        return
+    with zipfile.ZipFile(file) as archive:
+        records = {name: archive.read(name) for name in archive.namelist()}
+    (name,) = [name for name in records if name.endswith("data.pkl")]
+    assert here in records[name]
+    records[name] = records[name].replace(here, there)
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for name, content in records.items():
+            archive.writestr(name, content)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("parameter", [True, False])
+@pytest.mark.parametrize("shape", [(19, 256), (19, 1, 256), (1, 19, 256), (1, 256), (1, 1, 256)])
+def test_a_tensor_saved_from_a_gpu_loads(tmp_path: Path, shape: tuple[int, ...], parameter: bool, zipped: bool) -> None:
+    values = torch.randn(shape)
+    saved = torch.nn.Parameter(values) if parameter else values.clone().requires_grad_()
+    torch.save(saved, tmp_path / "prototypes.pth", _use_new_zipfile_serialization=zipped)
+    as_if_saved_from_a_gpu(tmp_path / "prototypes.pth")
+    if not torch.cuda.is_available():
+        with pytest.raises(RuntimeError, match="CUDA"):
+            torch.load(tmp_path / "prototypes.pth")
+    found = load_prototypes(tmp_path / "prototypes.pth")
+    assert type(found) is torch.Tensor
+    assert found.device.type == "cpu"
+    assert not found.requires_grad
+    assert same_bits(found, values.reshape(-1, 256))
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".npy"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_saved_prototypes_come_back(tmp_path: Path, suffix: str, dtype: torch.dtype) -> None:
+    rows = uniform_prototypes(19, 64, dtype=dtype).requires_grad_()
+    save_prototypes(str(tmp_path / f"prototypes{suffix}"), rows)
+    found = load_prototypes(str(tmp_path / f"prototypes{suffix}"))
+    expected = rows.detach() if dtype == torch.float64 else rows.detach().float()
+    assert same_bits(found, expected)
+    assert not found.requires_grad
+    assert len(list(tmp_path.glob("*prototypes*"))) == 1
+
+
+def test_a_view_is_saved_without_the_storage_behind_it(tmp_path: Path) -> None:
+    save_prototypes(tmp_path / "prototypes.pth", torch.randn(10_000, 64)[:4])
+    assert (tmp_path / "prototypes.pth").stat().st_size < 10_000
+
+
+@pytest.mark.parametrize(
+    "saved",
+    [
+        {"prototypes": torch.eye(3), "epoch": 4, "weight": torch.zeros(2, 2)},
+        {"loss.prototypes": torch.eye(3), "loss.weight": torch.zeros(2, 2)},
+        {"anything": torch.eye(3), "epoch": 4, "bias": torch.zeros(3)},
+        {"anything": torch.eye(3).unsqueeze(1)},
+    ],
+)
+def test_dicts(tmp_path: Path, saved: dict) -> None:
+    torch.save(saved, tmp_path / "prototypes.pt")
+    assert torch.equal(load_prototypes(tmp_path / "prototypes.pt"), torch.eye(3))
+
+
+@pytest.mark.parametrize("dtype", ["<f2", "<f4", "<f8", ">f4", ">f8"])
+def test_numpy_files(tmp_path: Path, dtype: str) -> None:
+    numpy.save(tmp_path / "prototypes.npy", numpy.asfortranarray(numpy.arange(6).reshape(2, 3)).astype(dtype))
+    found = load_prototypes(tmp_path / "prototypes.npy")
+    assert found.dtype == (torch.float64 if dtype.endswith("8") else torch.float32)
+    assert found.is_contiguous()
+    assert found.tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+class NotATensor:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("saved", "message"),
+    [
+        (torch.ones(4), "found shape (4,), expected (K, D)"),
+        (torch.ones(2, 3, 4), "found shape (2, 3, 4)"),
+        (torch.ones(2, 3, 1), "found shape (2, 3, 1)"),
+        (torch.ones(1, 1, 3, 4), "found shape (1, 1, 3, 4)"),
+        (torch.ones(0, 4), "found shape (0, 4)"),
+        (torch.ones(2, 3, dtype=torch.int64), "torch.int64"),
+        (torch.ones(2, 3).to_sparse(), "torch.sparse_coo"),
+        (torch.tensor([[1.0, math.nan]]), "found NaN or infinity"),
+        ([torch.ones(2, 3)], "found a list"),
+        ({"prototypes": 3}, "found a int"),
+        ({}, "found a dict with 0 tensors that can be prototypes and the keys []"),
+        (
+            {"a": torch.ones(2, 3), "b": torch.ones(2, 3)},
+            "a dict with 2 tensors that can be prototypes and the keys [a, b]",
+        ),
+        ({"a.prototypes": torch.ones(2, 3), "b.prototypes": torch.ones(2, 3)}, "keys [a.prototypes, b.prototypes]"),
+        (NotATensor(), "cannot be read as prototypes (UnpicklingError"),
+    ],
+)
+def test_files_that_hold_something_else(tmp_path: Path, saved: object, message: str) -> None:
+    file = tmp_path / "prototypes.pth"
+    torch.save(saved, file)
+    with pytest.raises(ValueError) as caught:
+        load_prototypes(file)
+    assert str(caught.value).startswith(str(file))
+    assert message in str(caught.value)
+    assert "expected" in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".npy"])
+@pytest.mark.parametrize("content", [b"", b"not prototypes at all"])
+def test_damaged_files(tmp_path: Path, suffix: str, content: bytes) -> None:
+    file = tmp_path / f"prototypes{suffix}"
+    file.write_bytes(content)
+    with pytest.raises(ValueError) as caught:
+        load_prototypes(file)
+    assert str(caught.value).startswith(f"{file}: cannot be read")
+
+
+def test_numpy_files_never_run_code(tmp_path: Path) -> None:
+    numpy.save(tmp_path / "prototypes.npy", numpy.array([NotATensor()], dtype=object), allow_pickle=True)
+    with pytest.raises(ValueError, match="cannot be read as prototypes"):
+        load_prototypes(tmp_path / "prototypes.npy")
+
+
+def test_bad_paths(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        load_prototypes(tmp_path / "missing.pth")
+    with pytest.raises(FileNotFoundError):
+        load_prototypes(tmp_path / "missing.npy")
+    for function in (load_prototypes, lambda path: save_prototypes(path, torch.eye(2))):
+        with pytest.raises(ValueError, match=r"found the suffix '\.txt', expected one of \.pth, \.pt, \.npy"):
+            function(tmp_path / "prototypes.txt")
+
+
+def test_save_checks_what_it_is_given(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="prototypes: got list"):
+        save_prototypes(tmp_path / "prototypes.pth", [[1.0]])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="prototypes: found shape"):
+        save_prototypes(tmp_path / "prototypes.pth", torch.ones(3))
+    assert not (tmp_path / "prototypes.pth").exists()
