@@ -1,0 +1,1 @@
+"""Semantic segmentation with and without ProAC: data, a compact network, a trainer and a report."""

