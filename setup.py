@@ -12,6 +12,7 @@ Environment variables:
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import platform
@@ -36,9 +37,13 @@ OLDEST_TORCH = (2, 10)
 
 
 def loudly(message: str) -> None:
-    """Say it so that pip's output shows it where pip shows anything at all, and in the build log always."""
+    """Say it in the build log, and on the terminal too: pip shows the log of a build only where it fails."""
     line = "*" * 100
-    print(f"\n{line}\nproac_cuda: {message}\n{line}\n", file=sys.stderr, flush=True)
+    text = f"\n{line}\nproac_cuda: {message}\n{line}\n"
+    print(text, file=sys.stderr, flush=True)
+    if not sys.stderr.isatty():
+        with contextlib.suppress(OSError), open("/dev/tty", "w") as terminal:
+            print(text, file=terminal, flush=True)
 
 
 def find_torch() -> Path:

@@ -22,8 +22,12 @@ struct Anchors {
   std::vector<T> by_class, by_channel, transposed;
 
   Anchors(const T* prototypes, int64_t num_classes, int64_t num_channels, bool need_transposed)
-      : classes(num_classes), channels(num_channels), unit(classes * channels), norm(classes),
-        by_class(classes * channels), by_channel(classes * channels) {
+      : classes(num_classes),
+        channels(num_channels),
+        unit(classes * channels),
+        norm(classes),
+        by_class(classes * channels),
+        by_channel(classes * channels) {
     for (int64_t k = 0; k < classes; ++k) {
       const T* p = prototypes + k * channels;
       double largest = 0, sum = 0;

@@ -13,8 +13,8 @@ namespace {
 bool runs(const Kernels& kernels) {
 #if defined(PROAC_X86_KERNELS)
   if (&kernels == &avx512::kernels) {
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512vl") && runs(avx2::kernels);
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && runs(avx2::kernels);
   }
   if (&kernels == &avx2::kernels) {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");

@@ -15,7 +15,8 @@ struct alignas(64) GradientScale {
 
 // Equations (8) and (10) for the pixels' own classes: dL/dS_{y_i,i}, given S_{y_i,i}.
 template <class T>
-static void own_gradient(const GradientCall& call, const PixelTile<T>& tile, const T* own, const T* pixel_log_z, T* ds) {
+static void own_gradient(const GradientCall& call, const PixelTile<T>& tile, const T* own, const T* pixel_log_z,
+                         T* ds) {
   constexpr int lanes = kLanes<T>;
   alignas(64) T margin[kTile], factor[kTile];
   for (int i = 0; i < kTile; ++i) {
@@ -87,8 +88,8 @@ static void anchor_block(const T* x, const T* ds, int64_t padded, double* total)
 }
 
 template <class T>
-static void add_anchor_gradient(const GradientCall& call, const T* x, const PixelScale<T>& scale, const T* ds, T* transposed,
-                                double* total) {
+static void add_anchor_gradient(const GradientCall& call, const T* x, const PixelScale<T>& scale, const T* ds,
+                                T* transposed, double* total) {
   constexpr int lanes = kLanes<T>;
   const int64_t classes = call.pixels.num_classes, padded = padded_classes(classes);
   for (int64_t k = 0; k < padded; ++k) {
@@ -105,10 +106,14 @@ static void add_anchor_gradient(const GradientCall& call, const T* x, const Pixe
       const bool wide = k + 4 * lanes <= padded;
       const T *pixels = x + d * kTile, *block = transposed + k;
       double* out = total + d * padded + k;
-      if (whole && wide) anchor_block<T, rows, 4>(pixels, block, padded, out);
-      else if (whole) anchor_block<T, rows, 1>(pixels, block, padded, out);
-      else if (wide) anchor_block<T, 1, 4>(pixels, block, padded, out);
-      else anchor_block<T, 1, 1>(pixels, block, padded, out);
+      if (whole && wide)
+        anchor_block<T, rows, 4>(pixels, block, padded, out);
+      else if (whole)
+        anchor_block<T, rows, 1>(pixels, block, padded, out);
+      else if (wide)
+        anchor_block<T, 1, 4>(pixels, block, padded, out);
+      else
+        anchor_block<T, 1, 1>(pixels, block, padded, out);
       k += (wide ? 4 : 1) * lanes;
     }
     d += whole ? rows : 1;

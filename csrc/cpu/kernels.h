@@ -7,10 +7,10 @@
 
 namespace proac {
 
-constexpr int kTile = 64;    // pixels that are packed, multiplied and written together
-constexpr int kMaxRows = 6;  // rows of a register block of the matrix products
+constexpr int kTile = 64;      // pixels that are packed, multiplied and written together
+constexpr int kMaxRows = 6;    // rows of a register block of the matrix products
 constexpr int kClassPad = 16;  // the prototypes' gradient has its classes rounded up to this
-constexpr int kMaxAxes = 3;  // spatial axes
+constexpr int kMaxAxes = 3;    // spatial axes
 
 // How features are stored. Half and BFloat16 are computed in float.
 struct Half {
@@ -25,9 +25,9 @@ enum LabelType : int { kUInt8, kInt16, kInt32, kInt64 };
 // Features or their gradient: element (image b, channel d, pixel p) lies at b * batch + d * channel + p * pixel.
 struct FeatureView {
   void* data;
-  int64_t channels;       // D
-  int64_t pixels;         // P, of one image
-  int64_t batch_stride;   // in elements, as the other two
+  int64_t channels;      // D
+  int64_t pixels;        // P, of one image
+  int64_t batch_stride;  // in elements, as the other two
   int64_t channel_stride;
   int64_t pixel_stride;
 };
@@ -46,9 +46,9 @@ struct PixelView {
   int64_t pixels;          // P
   int64_t size[kMaxAxes];  // spatial sizes of the features, 1 in front where there are fewer axes
   NearestView labels;
-  NearestView weights;     // of the compute type
+  NearestView weights;  // of the compute type
   LabelType label_type;
-  int64_t num_classes;     // K
+  int64_t num_classes;  // K
   int64_t ignore_index;
 };
 

@@ -62,7 +62,8 @@ class Workspaces {
     const size_t padded = (needs.classes + kClassPad - 1) / kClassPad * kClassPad;
     const size_t x = needs.channels * tile, s = needs.classes * tile, lane = needs.classes * lanes;
     const size_t sampled = needs.sampled ? x : 0, transposed = needs.anchor_gradient ? padded * tile : 0;
-    const size_t total = 8 * kAlign + x + s + sampled + 4 * (lane + kAlign) + needs.classes * sizeof(double) + transposed;
+    const size_t total =
+        8 * kAlign + x + s + sampled + 4 * (lane + kAlign) + needs.classes * sizeof(double) + transposed;
     stride_ = (total + kAlign - 1) / kAlign * kAlign;
     memory_ = static_cast<char*>(std::aligned_alloc(kAlign, stride_ * workers));
     if (!memory_) throw std::bad_alloc();

@@ -18,7 +18,8 @@ static void positive_sums(const PositiveCall& call, Range range, int64_t chunk) 
     const int64_t left = range.end - first;
     read_pixels<T>(call.pixels, first, left < kTile ? static_cast<int>(left) : kTile, &tile, nullptr);
     if (tile.kept == 0) continue;
-    for (int i = 0; i < kTile; ++i) margin[i] = tile.label[i] < 0 ? T(0) : contrast[tile.label[i]] - positive[first + i];
+    for (int i = 0; i < kTile; ++i)
+      margin[i] = tile.label[i] < 0 ? T(0) : contrast[tile.label[i]] - positive[first + i];
     for (int i = 0; i < kTile; i += lanes) {
       Vec<T> log_part, rate;
       softplus_and_sigmoid<T>(load(margin + i), &log_part, &rate);

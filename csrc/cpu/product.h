@@ -9,7 +9,7 @@ namespace proac::PROAC_ISA {
 // Vectors of pixels that one register block spans: with 32 registers 6 x 4 sums, with 16 of them 6 x 2.
 constexpr int kBlockVectors = PROAC_VECTOR_BYTES == 64 ? 4 : 2;
 
-// Number of blocks that `rows` rows are split into, and where block b begins: as even as can be. prepare.cpp packs so too.
+// Number of blocks that `rows` rows are split into, and where block b begins: as even as can be. anchors.h packs so too.
 PROAC_INLINE int64_t block_count(int64_t rows) { return (rows + kMaxRows - 1) / kMaxRows; }
 PROAC_INLINE int64_t block_begin(int64_t rows, int64_t block) { return rows * block / block_count(rows); }
 
@@ -81,9 +81,8 @@ static void similarities(const AnchorView& anchors, int64_t num_classes, int64_t
   const T* a = static_cast<const T*>(anchors.by_class);
   for (int64_t b = 0; b < block_count(num_classes); ++b) {
     const int64_t begin = block_begin(num_classes, b), rows = block_begin(num_classes, b + 1) - begin;
-    with_rows(rows, [&]<int R>() {
-      similarity_block<T, R>(a + begin * channels, x, channels, scale, s + begin * kTile);
-    });
+    with_rows(rows,
+              [&]<int R>() { similarity_block<T, R>(a + begin * channels, x, channels, scale, s + begin * kTile); });
   }
 }
 
@@ -118,8 +117,8 @@ static void gradient_rows(const AnchorView& anchors, int64_t num_classes, int64_
   for (int64_t b = 0; b < block_count(channels); ++b) {
     const int64_t begin = block_begin(channels, b), rows = block_begin(channels, b + 1) - begin;
     with_rows(rows, [&]<int R>() {
-      gradient_block<F, T, R>(a + begin * num_classes, ds, num_classes, x + begin * kTile, anchor_scale, pixel_scale, alive,
-                              out + begin * stride, stride);
+      gradient_block<F, T, R>(a + begin * num_classes, ds, num_classes, x + begin * kTile, anchor_scale, pixel_scale,
+                              alive, out + begin * stride, stride);
     });
   }
 }

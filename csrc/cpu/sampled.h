@@ -47,7 +47,8 @@ struct SampledTile {
 
   SampledTile(const SampleView& sample, const PixelView& pixels, int64_t num_channels, const Workspace& work,
               bool all_pixels_need_all_classes)
-      : x(static_cast<T*>(work.sampled_x)), channels(num_channels),
+      : x(static_cast<T*>(work.sampled_x)),
+        channels(num_channels),
         possible(sample.rank && !all_pixels_need_all_classes && pixels.num_classes > kFewClasses) {
     if (possible) memset(x, 0, sizeof(T) * channels * kTile);
     clear();

@@ -22,9 +22,7 @@ const T* data(const Tensor& tensor) {
   return static_cast<const T*>(tensor.const_data_ptr());
 }
 
-Tensor dense(const Tensor& tensor) {
-  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
-}
+Tensor dense(const Tensor& tensor) { return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor); }
 
 // numerator / denominator, 0 where the denominator is 0.
 double over(double numerator, double denominator) { return denominator == 0 ? 0 : numerator / denominator; }
@@ -156,7 +154,8 @@ std::tuple<Tensor, Tensor, Tensor> class_statistics_of(const Tensor& features, c
 }
 
 template <class T>
-Tensor positive_sums_of(const Tensor& positive, const PixelTables& pixels, const Tensor& statistics, bool negative_mean) {
+Tensor positive_sums_of(const Tensor& positive, const PixelTables& pixels, const Tensor& statistics,
+                        bool negative_mean) {
   const int64_t classes = pixels.view.num_classes;
   const ChunkPlan plan(pixels.view.total);
   const std::vector<T> contrast = contrast_log_z(data<T>(statistics), classes, negative_mean);
@@ -216,11 +215,12 @@ struct GradientScales {
   std::vector<T> log_z, contrast, positive, negative;
   double pixel;
 
-  GradientScales(const Tensor& statistics_tensor, const Tensor& sums_tensor, const T* class_weight, const Tensor& grad_loss,
-                 bool negative_mean, double pixel_anchor_weight, int64_t reduction)
+  GradientScales(const Tensor& statistics_tensor, const Tensor& sums_tensor, const T* class_weight,
+                 const Tensor& grad_loss, bool negative_mean, double pixel_anchor_weight, int64_t reduction)
       : log_z(statistics_tensor.size(1)),
         contrast(contrast_log_z(data<T>(statistics_tensor), statistics_tensor.size(1), negative_mean)),
-        positive(log_z.size()), negative(log_z.size()) {
+        positive(log_z.size()),
+        negative(log_z.size()) {
     const T *statistics = data<T>(statistics_tensor), *sums = data<T>(sums_tensor), *grad = data<T>(grad_loss);
     const int64_t classes = statistics_tensor.size(1), stride = grad_loss.dim() == 0 ? 0 : grad_loss.stride(0);
     const double total = total_class_weight(statistics, classes, class_weight);
@@ -277,9 +277,10 @@ struct GradientOptions {
 };
 
 template <class T>
-std::tuple<Tensor, Tensor> loss_gradients_of(const Tensor& features, const PixelTables& pixels, const Tensor& prototypes,
-                                             const OptionalTensor& thresholds, const OptionalTensor& rng_state,
-                                             const GradientScales<T>& scales, const GradientOptions& options) {
+std::tuple<Tensor, Tensor> loss_gradients_of(const Tensor& features, const PixelTables& pixels,
+                                             const Tensor& prototypes, const OptionalTensor& thresholds,
+                                             const OptionalTensor& rng_state, const GradientScales<T>& scales,
+                                             const GradientOptions& options) {
   const Kernels& kernels = cpu_kernels();
   const int64_t classes = pixels.view.num_classes, channels = features.size(1);
   const int64_t padded = (classes + kClassPad - 1) / kClassPad * kClassPad;
@@ -338,12 +339,13 @@ std::tuple<Tensor, Tensor, Tensor> class_statistics(Tensor features, Tensor labe
                                                     bool pixel_anchor, bool hardest_negative) {
   check_shape(features);
   const PixelTables pixels(features, 2, labels, pixel_weight, prototypes.size(0), ignore_index);
-  const auto run = compute_type(features) == ScalarType::Double ? class_statistics_of<double> : class_statistics_of<float>;
+  const auto run =
+      compute_type(features) == ScalarType::Double ? class_statistics_of<double> : class_statistics_of<float>;
   return run(features, pixels, dense(prototypes), thresholds, rng_state, temperature, pixel_anchor, hardest_negative);
 }
 
-Tensor positive_sums(Tensor positive, Tensor labels, OptionalTensor pixel_weight, Tensor statistics, int64_t ignore_index,
-                     bool negative_mean) {
+Tensor positive_sums(Tensor positive, Tensor labels, OptionalTensor pixel_weight, Tensor statistics,
+                     int64_t ignore_index, bool negative_mean) {
   const PixelTables pixels(positive, 1, labels, pixel_weight, statistics.size(1), ignore_index);
   const auto run = statistics.scalar_type() == ScalarType::Double ? positive_sums_of<double> : positive_sums_of<float>;
   return run(dense(positive), pixels, dense(statistics), negative_mean);
@@ -358,21 +360,22 @@ Tensor reduce_loss(Tensor statistics, Tensor sums, OptionalTensor class_weight, 
     return reduce_loss_of<double>(statistics, sums, class_weight ? data<double>(*class_weight) : nullptr,
                                   pixel_anchor_weight, reduction);
   }
-  return reduce_loss_of<float>(statistics, sums, class_weight ? data<float>(*class_weight) : nullptr, pixel_anchor_weight,
-                               reduction);
+  return reduce_loss_of<float>(statistics, sums, class_weight ? data<float>(*class_weight) : nullptr,
+                               pixel_anchor_weight, reduction);
 }
 
-std::tuple<Tensor, Tensor> loss_gradients(Tensor features, Tensor labels, OptionalTensor pixel_weight, Tensor prototypes,
-                                          OptionalTensor thresholds, OptionalTensor rng_state, Tensor statistics,
-                                          Tensor sums, OptionalTensor class_weight, Tensor grad_loss, double temperature,
-                                          int64_t ignore_index, bool negative_mean, double pixel_anchor_weight,
-                                          int64_t reduction, bool features_need_grad, bool prototypes_need_grad) {
+std::tuple<Tensor, Tensor> loss_gradients(Tensor features, Tensor labels, OptionalTensor pixel_weight,
+                                          Tensor prototypes, OptionalTensor thresholds, OptionalTensor rng_state,
+                                          Tensor statistics, Tensor sums, OptionalTensor class_weight, Tensor grad_loss,
+                                          double temperature, int64_t ignore_index, bool negative_mean,
+                                          double pixel_anchor_weight, int64_t reduction, bool features_need_grad,
+                                          bool prototypes_need_grad) {
   check_shape(features);
   STD_TORCH_CHECK(grad_loss.scalar_type() == statistics.scalar_type(),
                   "proac_cuda: the gradient of the loss must have the loss's dtype");
   const PixelTables pixels(features, 2, labels, pixel_weight, prototypes.size(0), ignore_index);
-  const GradientOptions options{temperature,         negative_mean,      pixel_anchor_weight,
-                                reduction,           features_need_grad, prototypes_need_grad};
+  const GradientOptions options{temperature, negative_mean,      pixel_anchor_weight,
+                                reduction,   features_need_grad, prototypes_need_grad};
   statistics = dense(statistics);
   sums = dense(sums);
   prototypes = dense(prototypes);

@@ -24,10 +24,10 @@ struct StatisticsState {
   const StatisticsCall& call;
   const Workspace& work;
   int64_t classes;
-  bool running;   // a running maximum for each class, in `lane_max`
-  T maximum;      // else this one for all
-  double* row;    // (kNumStatistics, K) of the chunk; row kLogZ holds sums relative to class_max until the end
-  int pending;    // tiles since the last flush
+  bool running;  // a running maximum for each class, in `lane_max`
+  T maximum;     // else this one for all
+  double* row;   // (kNumStatistics, K) of the chunk; row kLogZ holds sums relative to class_max until the end
+  int pending;   // tiles since the last flush
 };
 
 // Takes the value of each pixel's own class out of the similarities, where it then counts as excluded.
@@ -112,13 +112,15 @@ template <class T>
 static void add_negatives(const StatisticsState<T>& state, const PixelTile<T>& tile, const T* s) {
   const bool sampled = state.call.sample.rank, hardest = state.call.hardest_negative;
   if (state.running) {
-    if (sampled) return hardest ? add_negatives<T, true, true, true>(state, tile, s)
-                                : add_negatives<T, true, true, false>(state, tile, s);
+    if (sampled)
+      return hardest ? add_negatives<T, true, true, true>(state, tile, s)
+                     : add_negatives<T, true, true, false>(state, tile, s);
     return hardest ? add_negatives<T, true, false, true>(state, tile, s)
                    : add_negatives<T, true, false, false>(state, tile, s);
   }
-  if (sampled) return hardest ? add_negatives<T, false, true, true>(state, tile, s)
-                              : add_negatives<T, false, true, false>(state, tile, s);
+  if (sampled)
+    return hardest ? add_negatives<T, false, true, true>(state, tile, s)
+                   : add_negatives<T, false, true, false>(state, tile, s);
   return hardest ? add_negatives<T, false, false, true>(state, tile, s)
                  : add_negatives<T, false, false, false>(state, tile, s);
 }
@@ -196,8 +198,9 @@ template <class F>
 static void class_statistics(const StatisticsCall& call, Range range, int64_t chunk, const Workspace& work) {
   using T = Compute<F>;
   const int64_t classes = call.pixels.num_classes;
-  StatisticsState<T> state{call, work, classes, false, static_cast<T>(1 / call.temperature),
-                           call.partial + chunk * kNumStatistics * classes, 0};
+  StatisticsState<T> state{
+      call, work, classes, false, static_cast<T>(1 / call.temperature), call.partial + chunk * kNumStatistics * classes,
+      0};
   state.running = call.pixels.weights.data || 2 / call.temperature > kFixedMaximumRange<T>;
   for (int64_t i = 0; i < kNumStatistics * classes; ++i) state.row[i] = 0;
   for (int64_t k = 0; k < classes; ++k) {

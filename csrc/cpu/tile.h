@@ -36,6 +36,18 @@ PROAC_INLINE void for_each_segment(const FeatureView& view, int64_t first, int c
   }
 }
 
+// Lane l of the result is lane from[l] of a, or lane from[l] - kLanes of b.
+template <class T>
+PROAC_INLINE Vec<T> choose_lanes(Vec<T> a, Vec<T> b, Vec<Int<T>> from) {
+#if defined(__clang__)
+  Vec<T> result;
+  for (int l = 0; l < kLanes<T>; ++l) result[l] = from[l] < kLanes<T> ? a[from[l]] : b[from[l] - kLanes<T>];
+  return result;
+#else
+  return __builtin_shuffle(a, b, from);
+#endif
+}
+
 // Transposes a square of kLanes vectors, by exchanging halves, quarters and so on.
 template <class T, int half>
 PROAC_INLINE void exchange(Vec<T>* row) {
@@ -50,8 +62,8 @@ PROAC_INLINE void exchange(Vec<T>* row) {
   for (int i = 0; i < lanes; ++i) {
     if (i & half) continue;
     const Vec<T> a = row[i], b = row[i + half];
-    row[i] = __builtin_shuffle(a, b, low);
-    row[i + half] = __builtin_shuffle(a, b, high);
+    row[i] = choose_lanes<T>(a, b, low);
+    row[i + half] = choose_lanes<T>(a, b, high);
   }
 }
 template <class T>
@@ -179,8 +191,8 @@ static void pack_tile(const FeatureView& view, const PixelTile<T>& tile, T* x, P
     memset(x, 0, sizeof(T) * channels * kTile);
     for_each_segment(view, tile.first, tile.count, [&](const Segment& segment) {
       for (int64_t d = 0; d < channels; ++d) {
-        const F* row = data + segment.image * view.batch_stride + segment.pixel * view.pixel_stride +
-                       d * view.channel_stride;
+        const F* row =
+            data + segment.image * view.batch_stride + segment.pixel * view.pixel_stride + d * view.channel_stride;
         T* out = x + d * kTile + segment.begin;
         const int32_t* label = tile.label + segment.begin;
         for (int i = 0; i < segment.count; ++i) out[i] = label[i] < 0 ? T(0) : T(widen(row[i * view.pixel_stride]));

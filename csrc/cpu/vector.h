@@ -273,8 +273,7 @@ PROAC_INLINE Vec<T> log(Vec<T> w) {
   Vec<T> n = __builtin_convertvector(exponent, Vec<T>);
   n = upper ? n + T(1) : n;
   n = subnormal ? n - T(sizeof(T) == 4 ? 24 : 54) : n;
-  const Vec<T> result =
-      n * T(0.69314718055994531) + twice_atanh<T, sizeof(T) == 4 ? 6 : 12>((m - T(1)) / (m + T(1)));
+  const Vec<T> result = n * T(0.69314718055994531) + twice_atanh<T, sizeof(T) == 4 ? 6 : 12>((m - T(1)) / (m + T(1)));
   return w == T(0) ? broadcast(-kInfinity<T>) : result;
 }
 

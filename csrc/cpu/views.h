@@ -147,8 +147,8 @@ struct PixelTables {
     if (dense || view.total == 0) return result;
     for (int64_t a = 0; a < kMaxAxes; ++a) {
       const int64_t axis = a - (kMaxAxes - axes) + 1;
-      tables[a] = axis < 1 ? std::vector<int64_t>{0}
-                           : nearest_offsets(values.size(axis), view.size[a], values.stride(axis));
+      tables[a] =
+          axis < 1 ? std::vector<int64_t>{0} : nearest_offsets(values.size(axis), view.size[a], values.stride(axis));
       result.offset[a] = tables[a].data();
     }
     return result;

@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Builds the kernels with AddressSanitizer and UndefinedBehaviorSanitizer in a folder of its own, and runs their tests.
+# PYTHON names the interpreter of an environment with torch, pytest and ninja; arguments go to pytest.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python=$(command -v "${PYTHON:-python}")
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+cp -r csrc proac_cuda tests setup.py pyproject.toml README.md LICENSE "$work"
+cd "$work"
+rm -f proac_cuda/_C*
+PATH="$(dirname "$python"):$PATH" PROAC_SANITIZE=1 "$python" setup.py --quiet build_ext --inplace > build.log 2>&1 ||
+  { tail -50 build.log; exit 1; }
+
+preload="$(g++ -print-file-name=libasan.so):$(g++ -print-file-name=libubsan.so)"
+export LD_PRELOAD="$preload" PYTHONPATH="$work" PYTHONMALLOC=malloc
+# Python and PyTorch leak at exit by design; what is looked for is access out of bounds and undefined behaviour.
+export ASAN_OPTIONS=detect_leaks=0:halt_on_error=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
+for isa in ${PROAC_SANITIZE_ISA:-baseline avx2 avx512}; do
+  if ! PROAC_CPU_ISA=$isa "$python" -c "from proac_cuda import extension; extension.build_info()" 2> /dev/null; then
+    echo "$isa: not on this CPU"
+    continue
+  fi
+  echo "$isa"
+  PROAC_CPU_ISA=$isa "$python" -m pytest -q -p no:cacheprovider --backend cpp -k "not memory and not instruction_set" \
+    "$@" tests/test_cpp_kernels.py tests/test_against_oracle.py tests/test_behaviour.py
+done
