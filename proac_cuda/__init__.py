@@ -1,20 +1,24 @@
 """proac_cuda: the ProAC loss (prototype-anchor contrast) for segmentation networks, exact and fused."""
 
-from . import compat, reference
+from . import compat, diagnostics, reference
 from .autograd import ProACStats
 from .backends import BackendStatus, available_backends
 from .functional import proac_loss
 from .module import ProACLoss
 from .prototypes import load_prototypes, prototype_certificate, uniform_prototypes
+from .regularizer import ProACRegularizer, ProjectionHead
 from .version import __version__
 
 __all__ = [
     "BackendStatus",
     "ProACLoss",
+    "ProACRegularizer",
     "ProACStats",
+    "ProjectionHead",
     "__version__",
     "available_backends",
     "compat",
+    "diagnostics",
     "load_prototypes",
     "proac_loss",
     "prototype_certificate",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import oracle
 import pytest
 import torch
+
+import oracle
 from cases import CASES, LAYOUTS, Case, with_layout
 from compare import assert_gradient_close, assert_loss_close, gradient_tolerance, leaf, run
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import threading
 
-import oracle
 import pytest
 import torch
+
+import oracle
+import proac_cuda
 from cases import Case
 from compare import assert_gradient_close, assert_loss_close, leaf, run
-
-import proac_cuda
 from proac_cuda.backends import BACKENDS, stage_ops
 
 CASE = Case("everything", (2, 16, 6, 7), 5, labels=(12, 14))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import oracle
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import oracle
 from proac_cuda.pixels import nearest_index, philox4x32, philox_keys
 
 # Known-answer vectors of Philox4x32-10 as the Random123 library publishes them: counter, key, output.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import oracle
 import torch
-from cases import LAYOUTS, with_layout
-from compare import leaf, run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+import oracle
+from cases import LAYOUTS, with_layout
+from compare import leaf, run
 
 SETTINGS = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 
