@@ -124,7 +124,9 @@ class NinjaBuild(build_ext):
     def ninja_file(self, ext: Extension, torch: Path, target: Path) -> str:
         """The build: one compile edge for each source, one link edge."""
         x86 = platform.machine().lower() in ("x86_64", "amd64")
-        sanitize = "-fsanitize=address,undefined -fno-omit-frame-pointer -g" if os.environ.get("PROAC_SANITIZE") == "1" else ""
+        sanitize = (
+            "-fsanitize=address,undefined -fno-omit-frame-pointer -g" if os.environ.get("PROAC_SANITIZE") == "1" else ""
+        )
         flags = [
             "-std=c++20 -O3 -fPIC -fvisibility=hidden -fno-math-errno -fno-trapping-math -Wall -Wextra",
             "-Wno-maybe-uninitialized -Wno-psabi",  # the first is GCC's own intrinsics' fault

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 import torch
+from compare import assert_gradient_close, assert_loss_close
 from torch import Tensor
 
 import proac_cuda
-from compare import assert_gradient_close, assert_loss_close
 
 pytestmark = pytest.mark.skipif(
     not proac_cuda.available_backends()["cpp"].can_run, reason=proac_cuda.available_backends()["cpp"].reason
@@ -26,9 +26,7 @@ pytestmark = pytest.mark.skipif(
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 
-def problem(
-    shape: tuple[int, ...], classes: int, seed: int = 0, ignored: float = 0.1
-) -> tuple[Tensor, Tensor, Tensor]:
+def problem(shape: tuple[int, ...], classes: int, seed: int = 0, ignored: float = 0.1) -> tuple[Tensor, Tensor, Tensor]:
     """float64 features, labels and prototypes."""
     generator = torch.Generator().manual_seed(seed)
     features = torch.randn(shape, generator=generator, dtype=torch.float64)
@@ -134,7 +132,9 @@ def test_layouts(name: str, dtype: torch.dtype) -> None:
     compare(features, labels, prototypes, num_negatives=9, seed=0)
 
 
-@pytest.mark.parametrize("shape", [(70, 5), (70, 64), (1, 33, 1, 70), (70, 33, 1, 1), (5, 1, 6, 7), (3, 4, 2, 3, 5)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(70, 5), (70, 64), (1, 33, 1, 70), (70, 33, 1, 1), (5, 1, 6, 7), (3, 4, 2, 3, 5)], ids=str
+)
 def test_axes_of_size_one(shape: tuple[int, ...]) -> None:
     """Their strides mean nothing, and must not be used."""
     features, labels, prototypes = problem(shape, 7)
@@ -269,7 +269,9 @@ print((peak() - before - x.numel() * 4) / (B * H * W))
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-@pytest.mark.parametrize("options", ["", "num_negatives=1000, seed=1", "num_negatives=10**6, seed=1, pixel_anchor_weight=1."])
+@pytest.mark.parametrize(
+    "options", ["", "num_negatives=1000, seed=1", "num_negatives=10**6, seed=1, pixel_anchor_weight=1."]
+)
 def test_memory_per_pixel(options: str) -> None:
     """At most 32 bytes a pixel beyond inputs and outputs, and what threads and chunks need: N x K would be 600 a pixel."""
     probe = _forced("", "-c", _MEMORY.replace("OPTIONS", options))
