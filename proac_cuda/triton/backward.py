@@ -1,4 +1,4 @@
-"""Stage (iii), equations (7) to (11): the gradient of the features, and of the prototypes in two stages.
+"""Stage (iii), equations (7) to (11): the gradient of the features.
 
 S is recomputed from the features; what comes from the forward pass are numbers per class. With G_ki = dL/dS_ki,
 
@@ -14,11 +14,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .forward import add_to_log_sum, similarities
+from .forward import add_to_log_sum
 from .pixels import members, read_pixels, tile_of_pixels
 from .prepare import CONTRAST, LOG_Z, NEGATIVE_SCALE, PIXEL_SCALE, POSITIVE_SCALE
 from .vectors import (
-    EPS,
     add_products,
     add_squares,
     dot,
@@ -32,14 +31,20 @@ from .vectors import (
 
 @triton.jit
 def load_blocks(
-    features, image, pixel, inside, d0, strides, D: tl.constexpr, DO: tl.constexpr, BD: tl.constexpr
+    features, anchors, image, pixel, inside, d0, strides,
+    D: tl.constexpr, K_PAD: tl.constexpr, D_PAD: tl.constexpr, KB: tl.constexpr, BD: tl.constexpr, DO: tl.constexpr,
+    FIRST_PRODUCTS: tl.constexpr, REAL: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """DO channels of a tile from d0 on, as a tuple of blocks (BD, BM)."""
+    """DO channels of a tile from d0 on, as a tuple of blocks (BD, BM); <phat_k, x> of the first KB classes on the way."""
     blocks = ()
+    total = tl.zeros((KB, pixel.shape[0]), REAL)
     for part in tl.static_range(DO // BD):
         d = d0 + part * BD + tl.arange(0, BD)
-        blocks = blocks + (load_features(features, image, pixel, inside, d, strides, D),)
-    return blocks
+        x = load_features(features, image, pixel, inside, d, strides, D)
+        if FIRST_PRODUCTS:
+            total = add_products(total, anchors, x, tl.arange(0, KB), d, K_PAD, D_PAD, PRECISION, INTERPRETED)
+        blocks = blocks + (x,)
+    return blocks, total
 
 
 @triton.jit
@@ -63,8 +68,8 @@ def inverse_norms(
 
 @triton.jit
 def products(
-    blocks, features, anchors, image, pixel, inside, k, strides,
-    D: tl.constexpr, K_PAD: tl.constexpr, D_PAD: tl.constexpr, BD: tl.constexpr, RESIDENT: tl.constexpr,
+    blocks, features, anchors, image, pixel, inside, k0, k, strides,
+    K: tl.constexpr, D: tl.constexpr, K_PAD: tl.constexpr, D_PAD: tl.constexpr, BD: tl.constexpr, RESIDENT: tl.constexpr,
     REAL: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """<phat_k, x_i>, (KB, BM), from the blocks in registers or, where those are not all channels, from memory."""
@@ -72,7 +77,10 @@ def products(
     if RESIDENT:
         for part in tl.static_range(len(blocks)):
             d = part * BD + tl.arange(0, BD)
-            total = add_products(total, anchors, blocks[part], k, d, K_PAD, D_PAD, PRECISION, INTERPRETED)
+            # Always true, but it ties x to the loop over classes: else Triton keeps a second copy of all of x, in the form
+            # that tensor cores take, across the loop, and registers or shared memory run out.
+            x = tl.where(k0 < K, blocks[part], 0.0).to(blocks[part].dtype)
+            total = add_products(total, anchors, x, k, d, K_PAD, D_PAD, PRECISION, INTERPRETED)
     else:
         for d0 in range(0, D, BD):
             d = d0 + tl.arange(0, BD)
@@ -115,8 +123,8 @@ def normaliser_of_pixels(
     for k0 in range(0, K, KB):
         k = k0 + tl.arange(0, KB)
         cosines = products(
-            blocks, features, anchors, image, pixel, inside, k, strides,
-            D, K_PAD, D_PAD, BD, RESIDENT, REAL, PRECISION, INTERPRETED,
+            blocks, features, anchors, image, pixel, inside, k0, k, strides,
+            K, D, K_PAD, D_PAD, BD, RESIDENT, REAL, PRECISION, INTERPRETED,
         )  # fmt: skip
         s = tl.where((k < K)[:, None], cosines * inverse[None, :], float("-inf"))
         top, total = add_to_log_sum(top, total, s, 0)
@@ -134,12 +142,57 @@ def peak_of(values, AXIS: tl.constexpr, DTYPE: tl.constexpr):
 
 
 @triton.jit
+def operands(grad, AXIS: tl.constexpr, DTYPE: tl.constexpr, INTERPRETED: tl.constexpr):
+    """Coefficients as a product takes them: (high, low, factor) with grad = (high + low) factor; low only for 16 bits."""
+    if DTYPE == tl.float16 or DTYPE == tl.bfloat16:
+        peak = peak_of(grad, AXIS, DTYPE)
+        high, low = split(grad / peak, DTYPE, INTERPRETED)
+        return high, low, peak
+    else:
+        return grad, grad, 1.0
+
+
+@triton.jit
+def add_gradient(
+    g, anchors, k, d, grad, K_PAD: tl.constexpr, D_PAD: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr
+):
+    """(11): g (BD, BM) + sum over this block of classes of phat[k, d] grad[k], with ``grad`` of :func:`operands`."""
+    high, low, factor = grad
+    anchor = tl.trans(load_anchors(anchors, k, d, 0, K_PAD, D_PAD, AGAIN=True))
+    if high.dtype == tl.float16 or high.dtype == tl.bfloat16:
+        rest = tl.trans(load_anchors(anchors, k, d, 1, K_PAD, D_PAD, AGAIN=True))
+        start = g
+        if high.dtype == tl.float16:
+            start = tl.zeros_like(g)
+        product = dot(anchor, low, start, PRECISION, INTERPRETED)
+        product = dot(rest, high, product, PRECISION, INTERPRETED)
+        product = dot(anchor, high, product, PRECISION, INTERPRETED)
+        if high.dtype == tl.float16:
+            product = g + product * factor
+        return product
+    else:
+        return dot(anchor, high, g, PRECISION, INTERPRETED)
+
+
+@triton.jit
+def store_gradient(
+    grad_features, image, pixel, inside, d, strides, g, x, along, inverse, kept, D: tl.constexpr, INTERPRETED: tl.constexpr
+):
+    """(11): dx = (g - <g, xhat> xhat) / |x| of a block of channels, exactly 0 outside V."""
+    unit = x.to(g.dtype) * inverse[None, :]
+    dx = tl.where(kept[None, :], (g - along[None, :] * unit) * inverse[None, :], 0.0)
+    pointer = grad_features + image.to(tl.int64) * strides[0]
+    offset = d[:, None].to(tl.int64) * strides[1] + pixel[None, :].to(tl.int64) * strides[2]
+    tl.store(pointer + offset, round_to(dx, x.dtype, INTERPRETED), mask=(d < D)[:, None] & inside[None, :])
+
+
+@triton.jit
 def feature_gradient_kernel(
     features, grad_features, anchors, coefficients, labels, weights, thresholds, rng_state,
     inverse_temperature: "fp64", ignore_index, P, tiles_per_image,
     strides, grad_strides, size, label_size, scale, label_strides, weight_strides,
     K: tl.constexpr, D: tl.constexpr, K_PAD: tl.constexpr, D_PAD: tl.constexpr, PIXEL_ANCHOR: tl.constexpr,
-    KB: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr, DO: tl.constexpr,
+    KB: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr, DO: tl.constexpr, DG: tl.constexpr,
     PRECISION: tl.constexpr, INDEX: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """(11) for a tile of pixels (program axis 0) and DO channels (axis 1)."""
@@ -153,7 +206,10 @@ def feature_gradient_kernel(
     )
     d_first = tl.program_id(1) * DO
     tau_inverse = tl.full((), inverse_temperature, REAL)
-    x = load_blocks(features, image, pixel, inside, d_first, strides, D, DO, BD)
+    x, total = load_blocks(
+        features, anchors, image, pixel, inside, d_first, strides,
+        D, K_PAD, D_PAD, KB, BD, DO, RESIDENT and K <= KB, REAL, PRECISION, INTERPRETED,
+    )  # fmt: skip
     inverse = inverse_norms(x, features, image, pixel, inside, strides, D, BD, RESIDENT, REAL)
     normaliser = inverse
     if PIXEL_ANCHOR:
@@ -161,133 +217,58 @@ def feature_gradient_kernel(
             x, features, anchors, image, pixel, inside, inverse * tau_inverse, strides,
             K, D, K_PAD, D_PAD, KB, BD, RESIDENT, REAL, PRECISION, INTERPRETED,
         )  # fmt: skip
-
-    g = ()
-    for _ in tl.static_range(BLOCKS):
-        g = g + (tl.zeros((BD, BM), REAL),)
-    along = tl.zeros((BM,), REAL)  # <g, xhat>
-    for k0 in range(0, K, KB):
-        k = k0 + tl.arange(0, KB)
-        total = products(
-            x, features, anchors, image, pixel, inside, k, strides,
-            D, K_PAD, D_PAD, BD, RESIDENT, REAL, PRECISION, INTERPRETED,
-        )  # fmt: skip
+    if K <= KB:  # one block of classes: g is made block by block of channels
+        k = tl.arange(0, KB)
+        if not RESIDENT:
+            total = products(
+                x, features, anchors, image, pixel, inside, 0, k, strides,
+                K, D, K_PAD, D_PAD, BD, RESIDENT, REAL, PRECISION, INTERPRETED,
+            )  # fmt: skip
         s = total * (inverse * tau_inverse)[None, :]
         grad = gradient_of_similarities(
             s, label, weight, normaliser, k, index, coefficients, thresholds, rng_state, K, K_PAD, PIXEL_ANCHOR
         )
-        along += tl.sum(grad * s, 0)
-        grad = grad * tau_inverse
-        sums = ()
-        if DTYPE == tl.float16 or DTYPE == tl.bfloat16:
-            peak = peak_of(grad, 0, DTYPE)
-            high, low = split(grad / peak, DTYPE, INTERPRETED)
-            for part in tl.static_range(BLOCKS):
-                d = d_first + part * BD + tl.arange(0, BD)
-                anchor = tl.trans(load_anchors(anchors, k, d, 0, K_PAD, D_PAD))
-                rest = tl.trans(load_anchors(anchors, k, d, 1, K_PAD, D_PAD))
-                if DTYPE == tl.float16:
-                    product = dot(anchor, low, tl.zeros((BD, BM), REAL), PRECISION, INTERPRETED)
-                    product = dot(rest, high, product, PRECISION, INTERPRETED)
-                    sums = sums + (g[part] + dot(anchor, high, product, PRECISION, INTERPRETED) * peak,)
-                else:
-                    product = dot(anchor, low, g[part], PRECISION, INTERPRETED)
-                    product = dot(rest, high, product, PRECISION, INTERPRETED)
-                    sums = sums + (dot(anchor, high, product, PRECISION, INTERPRETED),)
-        else:
-            for part in tl.static_range(BLOCKS):
-                d = d_first + part * BD + tl.arange(0, BD)
-                anchor = tl.trans(load_anchors(anchors, k, d, 0, K_PAD, D_PAD))
-                sums = sums + (dot(anchor, grad, g[part], PRECISION, INTERPRETED),)
-        g = sums
-
-    for part in tl.static_range(BLOCKS):
-        d = d_first + part * BD + tl.arange(0, BD)
-        unit = x[part].to(REAL) * inverse[None, :]
-        dx = (g[part] - along[None, :] * unit) * inverse[None, :]
-        dx = tl.where((label >= 0)[None, :], dx, 0.0)
-        pointer = grad_features + image.to(tl.int64) * grad_strides[0]
-        offset = d[:, None].to(tl.int64) * grad_strides[1] + pixel[None, :].to(tl.int64) * grad_strides[2]
-        tl.store(pointer + offset, round_to(dx, DTYPE, INTERPRETED), mask=(d < D)[:, None] & inside[None, :])
-
-
-@triton.jit
-def prototype_gradient_kernel(
-    features, partials, anchors, coefficients, labels, weights, thresholds, rng_state,
-    inverse_temperature: "fp64", ignore_index, P, tiles_per_image, tiles, tiles_per_chunk,
-    strides, size, label_size, scale, label_strides, weight_strides,
-    K: tl.constexpr, D: tl.constexpr, K_PAD: tl.constexpr, D_PAD: tl.constexpr, PIXEL_ANCHOR: tl.constexpr,
-    KB: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr, DO: tl.constexpr,
-    PRECISION: tl.constexpr, INDEX: tl.constexpr, INTERPRETED: tl.constexpr,
-):  # fmt: skip
-    """sum_i G_ki xhat_i / tau over a chunk (program axis 0), for KB classes (axis 1) and DO channels (axis 2)."""
-    REAL: tl.constexpr = partials.dtype.element_ty
-    DTYPE: tl.constexpr = features.dtype.element_ty
-    chunk = tl.program_id(0)
-    k = tl.program_id(1) * KB + tl.arange(0, KB)
-    d_own = tl.program_id(2) * DO + tl.arange(0, DO)
-    tau_inverse = tl.full((), inverse_temperature, REAL)
-    total = tl.zeros((KB, DO), REAL)
-    for tile in range(chunk * tiles_per_chunk, tl.minimum((chunk + 1) * tiles_per_chunk, tiles)):
-        image, pixel, index, inside = tile_of_pixels(tile, tiles_per_image, P, BM, INDEX)
-        label, weight, _, _, _, _ = read_pixels(
-            index, inside, labels, label_strides, weights, weight_strides, size, label_size, scale, ignore_index, K, REAL
-        )
-        s, inverse = similarities(
-            features, anchors, image, pixel, inside, k, strides, tau_inverse,
-            D, K_PAD, D_PAD, BD, REAL, PRECISION, INTERPRETED,
-        )  # fmt: skip
-        normaliser = inverse
-        if PIXEL_ANCHOR:
-            normaliser = normaliser_of_pixels(
-                (), features, anchors, image, pixel, inside, inverse * tau_inverse, strides,
-                K, D, K_PAD, D_PAD, KB, BD, False, REAL, PRECISION, INTERPRETED,
-            )  # fmt: skip
-        grad = gradient_of_similarities(
-            s, label, weight, normaliser, k, index, coefficients, thresholds, rng_state, K, K_PAD, PIXEL_ANCHOR
-        )
-        kept = (label >= 0)[None, :]  # 0 times the NaN of an ignored pixel would be NaN
-        grad = tl.where(kept, grad * (inverse * tau_inverse)[None, :], 0.0)
-        x = load_features(features, image, pixel, inside, d_own, strides, D)
-        x = tl.trans(tl.where(kept, x, 0.0).to(DTYPE))
-        if DTYPE == tl.float16 or DTYPE == tl.bfloat16:
-            peak = peak_of(grad, 1, DTYPE)
-            high, low = split(grad / peak, DTYPE, INTERPRETED)
-            part = dot(low, x, tl.zeros((KB, DO), REAL), PRECISION, INTERPRETED)
-            total += dot(high, x, part, PRECISION, INTERPRETED) * peak
-        else:
-            total = dot(grad, x, total, PRECISION, INTERPRETED)
-    row = partials + (chunk.to(tl.int64) * K + k)[:, None] * D
-    tl.store(row + d_own[None, :], total, mask=(k < K)[:, None] & (d_own < D)[None, :])
-
-
-@triton.jit
-def merge_prototype_gradient_kernel(
-    partials, prototypes, norms, grad_prototypes, chunks, K: tl.constexpr, D: tl.constexpr, DB: tl.constexpr
-):
-    """(11) with the roles exchanged, for one class: the sum over chunks in their order, without its part along phat."""
-    REAL: tl.constexpr = partials.dtype.element_ty
-    k = tl.program_id(0)
-    norm = tl.load(norms + k)
-    inverse = tl.where(norm <= EPS, 0.0, 1.0 / norm)
-    along = tl.zeros((DB,), REAL)
-    for d0 in range(0, D, DB):
-        d = d0 + tl.arange(0, DB)
-        g = chunk_sum(partials, k, d, chunks, K, D)
-        unit = tl.load(prototypes + k * D + d, mask=d < D, other=0.0) * inverse
-        along += g * unit
-    along_sum = tl.sum(along, 0)
-    for d0 in range(0, D, DB):
-        d = d0 + tl.arange(0, DB)
-        g = chunk_sum(partials, k, d, chunks, K, D)
-        unit = tl.load(prototypes + k * D + d, mask=d < D, other=0.0) * inverse
-        tl.store(grad_prototypes + k * D + d, (g - along_sum * unit) * inverse, mask=d < D)
-
-
-@triton.jit
-def chunk_sum(partials, k, d, chunks, K: tl.constexpr, D: tl.constexpr):
-    """Channels d of class k, summed over the chunks in their order."""
-    total = tl.zeros(d.shape, partials.dtype.element_ty)
-    for chunk in range(0, chunks):
-        total += tl.load(partials + (tl.full((), chunk, tl.int64) * K + k) * D + d, mask=d < D, other=0.0)
-    return total
+        along = tl.sum(grad * s, 0)  # <g, xhat>
+        grad_operands = operands(grad * tau_inverse, 0, DTYPE, INTERPRETED)
+        for part in tl.static_range(BLOCKS):
+            d = d_first + part * BD + tl.arange(0, BD)
+            g = tl.zeros((BD, BM), REAL)
+            g = add_gradient(g, anchors, k, d, grad_operands, K_PAD, D_PAD, PRECISION, INTERPRETED)
+            store_gradient(
+                grad_features, image, pixel, inside, d, grad_strides, g, x[part], along, inverse, label >= 0, D, INTERPRETED
+            )
+    else:  # several blocks of classes, whose sums g grow together for DG channels; S is made anew for the next DG
+        for first in tl.static_range(0, BLOCKS, DG // BD):
+            sums = ()
+            for _ in tl.static_range(DG // BD):
+                sums = sums + (tl.zeros((BD, BM), REAL),)
+            along = tl.zeros((BM,), REAL)
+            done = tl.full((), 0, tl.int32)
+            for k0 in range(0, K, KB):
+                k = k0 + tl.arange(0, KB)
+                total = products(
+                    x, features, anchors, image, pixel, inside, k0, k, strides,
+                    K, D, K_PAD, D_PAD, BD, RESIDENT, REAL, PRECISION, INTERPRETED,
+                )  # fmt: skip
+                s = total * (inverse * tau_inverse)[None, :]
+                grad = gradient_of_similarities(
+                    s, label, weight, normaliser, k, index, coefficients, thresholds, rng_state, K, K_PAD, PIXEL_ANCHOR
+                )
+                along += tl.sum(grad * s, 0)
+                grad_operands = operands(grad * tau_inverse, 0, DTYPE, INTERPRETED)
+                grown = ()
+                for part in tl.static_range(DG // BD):
+                    d = d_first + (first + part) * BD + tl.arange(0, BD)
+                    grown = grown + (
+                        add_gradient(sums[part], anchors, k, d, grad_operands, K_PAD, D_PAD, PRECISION, INTERPRETED),
+                    )
+                sums = grown
+                done += KB
+            for part in tl.static_range(DG // BD):
+                d = d_first + (first + part) * BD + tl.arange(0, BD)
+                # Always true, and for the same reason as in `products`: one copy of x, not a second in the layout of the sums.
+                own = tl.where(done > 0, x[first + part], 0.0).to(DTYPE)
+                store_gradient(
+                    grad_features, image, pixel, inside, d, grad_strides, sums[part], own, along, inverse,
+                    label >= 0, D, INTERPRETED,
+                )  # fmt: skip

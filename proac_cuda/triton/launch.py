@@ -8,6 +8,7 @@ more classes than fit into one block; backward 2, and 2 more where the prototype
 from __future__ import annotations
 
 import contextlib
+import threading
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from .. import stages
 from ..stages import NONE
-from . import backward, forward, prepare, selection, tiles
+from . import backward, forward, prepare, prototype_gradient, selection, tiles
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 
@@ -34,9 +35,13 @@ def architecture(device: torch.device) -> str:
     return f"sm_{properties.major}{properties.minor}"
 
 
+_one_at_a_time = threading.Lock() if INTERPRETED else contextlib.nullcontext()
+
+
 def run(kernel: Any, grid: tuple[int, ...], **arguments: Any) -> None:
-    """One launch."""
-    kernel[grid](**arguments)
+    """One launch. The interpreter keeps its state in globals, so that threads must take turns."""
+    with _one_at_a_time:
+        kernel[grid](**arguments)
 
 
 def _on(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
@@ -175,7 +180,7 @@ def select_negatives(
     thresholds = torch.empty(num_classes, 2, **options)
     ranks = torch.empty(num_classes, **options)
     histogram = torch.zeros(num_classes + 1, 256, **options)
-    block, classes = 256, min(32, triton.next_power_of_2(num_classes))
+    block, classes = 1024 if INTERPRETED else 256, min(32, triton.next_power_of_2(num_classes))
     per_image, total = pixels.grid(block)
     real = tl.float64 if features.dtype == torch.float64 else tl.float32
     index_digits = max(1, triton.cdiv(max(0, pixels.per_image - 1).bit_length(), 8))
@@ -349,7 +354,7 @@ def loss_gradients(
             run(
                 backward.feature_gradient_kernel, (total, triton.cdiv(channels, feature_tile.DO)),
                 grad_features=grad_features, grad_strides=pixels.strides[1], tiles_per_image=per_image,
-                **common, **anchors.arguments, **_blocks(feature_tile, "KB", "BM", "BD", "DO"),
+                **common, **anchors.arguments, **_blocks(feature_tile, "KB", "BM", "BD", "DO", "DG"),
             )  # fmt: skip
         if prototypes_need_grad:
             chunks = pixels.chunks(prototype_tile.BM, tiles.MAX_PROTOTYPE_CHUNKS)
@@ -357,11 +362,11 @@ def loss_gradients(
             partials = prototypes.new_empty(num_chunks, num_classes, channels)
             grid = num_chunks, triton.cdiv(num_classes, prototype_tile.KB), triton.cdiv(channels, prototype_tile.DO)
             run(
-                backward.prototype_gradient_kernel, grid, partials=partials,
+                prototype_gradient.prototype_gradient_kernel, grid, partials=partials,
                 **chunks, **common, **anchors.arguments, **_blocks(prototype_tile, "KB", "BM", "BD", "DO"),
             )  # fmt: skip
             run(
-                backward.merge_prototype_gradient_kernel, (num_classes,),
+                prototype_gradient.merge_prototype_gradient_kernel, (num_classes,),
                 partials=partials, prototypes=prototypes, norms=norms, grad_prototypes=grad_prototypes,
                 chunks=num_chunks, K=num_classes, D=channels, DB=min(256, triton.next_power_of_2(channels)),
             )  # fmt: skip

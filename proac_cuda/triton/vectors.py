@@ -85,9 +85,16 @@ def norm_and_inverse(squares, far_squares):
 
 
 @triton.jit
-def load_anchors(anchors, k, d, PART: tl.constexpr, K_PAD: tl.constexpr, D_PAD: tl.constexpr):
-    """A block of one part of phat, (len(k), len(d)); the buffer is (parts, K_PAD, D_PAD), zero where padded."""
-    return tl.load(anchors + (PART * K_PAD + k[:, None]) * D_PAD + d[None, :])
+def load_anchors(anchors, k, d, PART: tl.constexpr, K_PAD: tl.constexpr, D_PAD: tl.constexpr, AGAIN: tl.constexpr = False):
+    """A block of one part of phat, (len(k), len(d)); the buffer is (parts, K_PAD, D_PAD), zero where padded.
+
+    AGAIN: for a second product. Were both loads alike, Triton would make them one and hold all of phat in registers between.
+    """
+    pointers = anchors + (PART * K_PAD + k[:, None]) * D_PAD + d[None, :]
+    if AGAIN:
+        return tl.load(pointers, cache_modifier=".ca")
+    else:
+        return tl.load(pointers)
 
 
 @triton.jit
