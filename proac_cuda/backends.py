@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from . import extension, ops
+from . import triton as triton_kernels
 
 ENVIRONMENT_VARIABLE = "PROAC_BACKEND"
 
@@ -49,16 +50,20 @@ def _why_not_cuda(device: torch.device) -> str | None:
     return extension.why_not_cuda(device)
 
 
+# Where Triton's interpreter runs the kernels, for tests, they take CPU tensors; "auto" does not choose them there.
+_TRITON_HOME = "cpu" if triton_kernels.interpreted() else "cuda"
+
 BACKENDS: dict[str, Backend] = {
     backend.name: backend
     for backend in (
         Backend("cpp", ops.KERNELS, "cpu", _why_not_cpp),
         Backend("cuda", ops.KERNELS, "cuda", _why_not_cuda),
+        Backend("triton", triton_kernels.NAMESPACE, _TRITON_HOME, triton_kernels.why_not),
         Backend("reference", ops.REFERENCE, "cpu", _why_not_reference),
     )
 }
 
-_PREFERENCE = {"cuda": ("cuda", "reference"), "cpu": ("cpp", "reference")}
+_PREFERENCE = {"cuda": ("cuda", "triton", "reference"), "cpu": ("cpp", "reference")}
 
 
 def can_run(name: str, device: torch.device, raise_error: bool = False) -> bool:

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import pytest
 import torch
 
-import proac_cuda
 from proac_cuda import validation
+from proac_cuda.backends import BACKENDS
 
 
 class Target(NamedTuple):
@@ -21,6 +21,7 @@ class Target(NamedTuple):
 TARGETS = [
     Target("reference", "cpu"),
     Target("cpp", "cpu"),
+    Target("triton", "cpu"),  # Triton's interpreter: only with TRITON_INTERPRET=1
     Target("reference", "cuda"),
     Target("triton", "cuda"),
     Target("cuda", "cuda"),
@@ -45,9 +46,8 @@ def _parameter(target: Target) -> object:
     if target.device == "cuda" and not torch.cuda.is_available():
         marks.append(pytest.mark.skip(reason="PyTorch sees no CUDA device"))
     else:
-        status = proac_cuda.available_backends().get(target.name)
-        if status is None or not status.can_run:
-            reason = "no such backend in this build" if status is None else status.reason
+        reason = BACKENDS[target.name].why_not(torch.device(target.device))
+        if reason is not None:
             marks.append(pytest.mark.skip(reason=reason))
     return pytest.param(target, id=f"{target.name}-{target.device}", marks=marks)
 

@@ -1,0 +1,273 @@
+"""Stage (i), equations (1), (3), (5): every statistic of the classes out of one pass over the features.
+
+A program takes KB classes and a run of pixel tiles, one chunk of at most MAX_CHUNKS. For a tile of BM pixels it reads the
+features x once, block by block of channels, and has S = <phat, x> / (|x| tau) as a matrix (KB, BM) which never leaves the
+registers. Each class's log-sum-exp runs on a running maximum m, right for every temperature and weight:
+
+    t_ki = S_ki + log w_i      m' = max(m, max_i t_ki)      z' = z exp(m - m') + sum_i exp(t_ki - m')
+
+A chunk leaves NUM_PARTIALS numbers per class; a second kernel merges the chunks in their order. No sum depends on timing.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .pixels import members, read_pixels, tile_of_pixels
+from .vectors import add_products, add_squares, load_features, norm_and_inverse
+
+# Rows of the partial sums of a chunk: those of stages.py, but the log-sum-exp as maximum and sum.
+MAXIMUM = tl.constexpr(0)
+WEIGHT = tl.constexpr(1)
+NEGATIVE_WEIGHT = tl.constexpr(2)
+POSITIVE_SUM = tl.constexpr(3)
+PIXEL_LOSS_SUM = tl.constexpr(4)
+HARDEST_NEGATIVE = tl.constexpr(5)
+EXP_SUM = tl.constexpr(6)
+NUM_PARTIALS = 7
+
+
+@triton.jit
+def similarities(
+    features, anchors, image, pixel, inside, k, strides, inverse_temperature,
+    D: tl.constexpr, K_PAD: tl.constexpr, D_PAD: tl.constexpr, BD: tl.constexpr, REAL: tl.constexpr,
+    PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    """(1): S (KB, BM) of a tile, its features read once; and 1/|x|."""
+    total = tl.zeros((k.shape[0], pixel.shape[0]), REAL)
+    squares = tl.zeros((BD, pixel.shape[0]), REAL)
+    far_squares = squares
+    for d0 in range(0, D, BD):
+        d = d0 + tl.arange(0, BD)
+        x = load_features(features, image, pixel, inside, d, strides, D)
+        total = add_products(total, anchors, x, k, d, K_PAD, D_PAD, PRECISION, INTERPRETED)
+        squares, far_squares = add_squares(squares, far_squares, x.to(REAL))
+    _, inverse = norm_and_inverse(tl.sum(squares, 0), tl.sum(far_squares, 0))
+    return total * (inverse * inverse_temperature)[None, :], inverse
+
+
+@triton.jit
+def add_to_log_sum(maximum, exp_sum, terms, AXIS: tl.constexpr):
+    """One more block of terms in a log-sum-exp along AXIS, held as (maximum, sum of exponentials under it)."""
+    higher = tl.maximum(maximum, tl.max(terms, AXIS))
+    shift = tl.where(higher == float("-inf"), 0.0, higher)
+    exp_sum = exp_sum * tl.exp(maximum - shift) + tl.sum(tl.exp(terms - tl.expand_dims(shift, AXIS)), AXIS)
+    return higher, exp_sum
+
+
+@triton.jit
+def class_statistics_kernel(
+    features, anchors, labels, weights, thresholds, rng_state, log_normaliser,
+    partials, positive, diagnostics,
+    inverse_temperature: "fp64", ignore_index, P, tiles_per_image, tiles, tiles_per_chunk,
+    strides, size, label_size, scale, label_strides, weight_strides,
+    K: tl.constexpr, D: tl.constexpr, K_PAD: tl.constexpr, D_PAD: tl.constexpr,
+    PIXEL_ANCHOR: tl.constexpr, HARDEST: tl.constexpr,
+    KB: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr,
+    PRECISION: tl.constexpr, INDEX: tl.constexpr, INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    """Partial sums of a chunk (program axis 0) for KB classes (axis 1), and S_{y_i,i} of its pixels."""
+    REAL: tl.constexpr = partials.dtype.element_ty
+    chunk, block = tl.program_id(0), tl.program_id(1)
+    k = block * KB + tl.arange(0, KB)
+    tau_inverse = tl.full((), inverse_temperature, REAL)
+    maximum = tl.full((KB,), float("-inf"), REAL)
+    hardest = tl.full((KB,), float("-inf"), REAL)
+    exp_sum = tl.zeros((KB,), REAL)
+    weight_sum = tl.zeros((KB,), REAL)
+    negative_weight = tl.zeros((KB,), REAL)
+    positive_sum = tl.zeros((KB,), REAL)
+    pixel_loss_sum = tl.zeros((KB,), REAL)
+    bad_labels, first_label = tl.full((), 0, tl.int64), tl.full((), 0, tl.int64)
+    bad_weights, first_weight = tl.full((), 0, tl.int64), tl.full((), 0, tl.int64)
+
+    for tile in range(chunk * tiles_per_chunk, tl.minimum((chunk + 1) * tiles_per_chunk, tiles)):
+        image, pixel, index, inside = tile_of_pixels(tile, tiles_per_image, P, BM, INDEX)
+        label, weight, bad_label, bad_weight, raw_label, raw_weight = read_pixels(
+            index, inside, labels, label_strides, weights, weight_strides, size, label_size, scale, ignore_index, K, REAL
+        )
+        s, _ = similarities(
+            features, anchors, image, pixel, inside, k, strides, tau_inverse,
+            D, K_PAD, D_PAD, BD, REAL, PRECISION, INTERPRETED,
+        )  # fmt: skip
+        own, negative = members(label, k, index, thresholds, rng_state, K)
+
+        terms = tl.where(negative, s + tl.log(weight)[None, :], float("-inf"))
+        maximum, exp_sum = add_to_log_sum(maximum, exp_sum, terms, 1)
+        weight_sum += tl.sum(tl.where(own, weight[None, :], 0.0), 1)
+        negative_weight += tl.sum(tl.where(negative, weight[None, :], 0.0), 1)
+        positive_sum += tl.sum(tl.where(own, weight[None, :] * s, 0.0), 1)
+        if HARDEST:
+            hardest = tl.maximum(hardest, tl.max(tl.where(negative, s, float("-inf")), 1))
+        if PIXEL_ANCHOR:
+            if log_normaliser is None:
+                everyone = tl.where((k < K)[:, None], s, float("-inf"))
+                low = tl.full((BM,), float("-inf"), REAL)
+                top, total = add_to_log_sum(low, tl.zeros((BM,), REAL), everyone, 0)
+                normaliser = top + tl.log(total)
+            else:
+                normaliser = tl.load(log_normaliser + index, mask=inside, other=0.0)
+            excess = weight[None, :] * (normaliser[None, :] - s)
+            pixel_loss_sum += tl.sum(tl.where(own, excess, 0.0), 1)
+
+        in_block = (label >= block * KB) & (label < (block + 1) * KB) | ((label < 0) & (block == 0))
+        tl.store(positive + index, tl.sum(tl.where(own, s, 0.0), 0), mask=inside & in_block)
+
+        if tl.max((bad_label | bad_weight).to(tl.int32), 0) > 0:
+            value, here = first_of(raw_label, bad_label)
+            first_label = tl.where(bad_labels == 0, value, first_label)
+            bad_labels += here
+            value, here = first_of(raw_weight.to(tl.float64).to(tl.int64, bitcast=True), bad_weight)
+            first_weight = tl.where(bad_weights == 0, value, first_weight)
+            bad_weights += here
+
+    row = partials + chunk * K + k
+    plane = tl.num_programs(0) * K
+    tl.store(row + MAXIMUM * plane, maximum, mask=k < K)
+    tl.store(row + WEIGHT * plane, weight_sum, mask=k < K)
+    tl.store(row + NEGATIVE_WEIGHT * plane, negative_weight, mask=k < K)
+    tl.store(row + POSITIVE_SUM * plane, positive_sum, mask=k < K)
+    tl.store(row + PIXEL_LOSS_SUM * plane, pixel_loss_sum, mask=k < K)
+    tl.store(row + HARDEST_NEGATIVE * plane, hardest, mask=k < K)
+    tl.store(row + EXP_SUM * plane, exp_sum, mask=k < K)
+    if block == 0:
+        tl.store(diagnostics + chunk * 4, bad_labels)
+        tl.store(diagnostics + chunk * 4 + 1, first_label)
+        tl.store(diagnostics + chunk * 4 + 2, bad_weights)
+        tl.store(diagnostics + chunk * 4 + 3, first_weight)
+
+
+@triton.jit
+def first_of(values, chosen):
+    """The first of the chosen int64 values of a tile, 0 where there is none, and how many are chosen."""
+    order = tl.arange(0, values.shape[0])
+    first = tl.min(tl.where(chosen, order, values.shape[0]), 0)
+    return tl.sum(tl.where(chosen & (order == first), values, 0), 0), tl.sum(chosen.to(tl.int64), 0)
+
+
+@triton.jit
+def merge_statistics_kernel(
+    partials, diagnostics, statistics, merged_diagnostics, chunks, K: tl.constexpr, KB: tl.constexpr, CB: tl.constexpr
+):
+    """:func:`proac_cuda.stages.merge_statistics` over the chunks, in their order."""
+    REAL: tl.constexpr = partials.dtype.element_ty
+    k = tl.program_id(0) * KB + tl.arange(0, KB)
+    plane = chunks * K
+    maximum = tl.full((KB,), float("-inf"), REAL)
+    hardest = tl.full((KB,), float("-inf"), REAL)
+    exp_sum = tl.zeros((KB,), REAL)
+    for c0 in range(0, chunks, CB):
+        c = c0 + tl.arange(0, CB)
+        mask = (c < chunks)[:, None] & (k < K)[None, :]
+        row = partials + c[:, None] * K + k[None, :]
+        part = tl.load(row + MAXIMUM * plane, mask=mask, other=float("-inf"))
+        part_sum = tl.load(row + EXP_SUM * plane, mask=mask, other=0.0)
+        higher = tl.maximum(maximum, tl.max(part, 0))
+        shift = tl.where(higher == float("-inf"), 0.0, higher)
+        exp_sum = exp_sum * tl.exp(maximum - shift) + tl.sum(part_sum * tl.exp(part - shift[None, :]), 0)
+        maximum = higher
+        part = tl.load(row + HARDEST_NEGATIVE * plane, mask=mask, other=float("-inf"))
+        hardest = tl.maximum(hardest, tl.max(part, 0))
+    tl.store(statistics + k, tl.where(exp_sum == 0, float("-inf"), maximum + tl.log(exp_sum)), mask=k < K)
+    hardest = tl.where(exp_sum == exp_sum, hardest, float("nan"))  # a maximum passes over NaN, the sum did not
+    tl.store(statistics + HARDEST_NEGATIVE * K + k, hardest, mask=k < K)
+    for statistic in tl.static_range(1, 5):
+        total = tl.zeros((KB,), REAL)
+        for c0 in range(0, chunks, CB):
+            c = c0 + tl.arange(0, CB)
+            mask = (c < chunks)[:, None] & (k < K)[None, :]
+            total += tl.sum(tl.load(partials + statistic * plane + c[:, None] * K + k[None, :], mask=mask, other=0.0), 0)
+        tl.store(statistics + statistic * K + k, total, mask=k < K)
+
+    if tl.program_id(0) == 0:
+        for kind in tl.static_range(2):
+            count, value = tl.full((), 0, tl.int64), tl.full((), 0, tl.int64)
+            for c0 in range(0, chunks, CB):
+                c = c0 + tl.arange(0, CB)
+                counts = tl.load(diagnostics + c * 4 + 2 * kind, mask=c < chunks, other=0)
+                values = tl.load(diagnostics + c * 4 + 2 * kind + 1, mask=c < chunks, other=0)
+                first, _ = first_of(values, counts > 0)
+                value = tl.where(count == 0, first, value)
+                count += tl.sum(counts, 0)
+            tl.store(merged_diagnostics + 2 * kind, count)
+            tl.store(merged_diagnostics + 2 * kind + 1, value)
+
+
+@triton.jit
+def log_normaliser_kernel(
+    features, anchors, log_normaliser,
+    inverse_temperature: "fp64", P, tiles_per_image, strides,
+    K: tl.constexpr, D: tl.constexpr, K_PAD: tl.constexpr, D_PAD: tl.constexpr,
+    KB: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr,
+    PRECISION: tl.constexpr, INDEX: tl.constexpr, INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    """(5): logsumexp_c S_ci of each pixel, for the twin where the classes do not fit into one block."""
+    REAL: tl.constexpr = log_normaliser.dtype.element_ty
+    image, pixel, index, inside = tile_of_pixels(tl.program_id(0), tiles_per_image, P, BM, INDEX)
+    top = tl.full((BM,), float("-inf"), REAL)
+    total = tl.zeros((BM,), REAL)
+    for k0 in range(0, K, KB):
+        k = k0 + tl.arange(0, KB)
+        s, _ = similarities(
+            features, anchors, image, pixel, inside, k, strides, tl.full((), inverse_temperature, REAL),
+            D, K_PAD, D_PAD, BD, REAL, PRECISION, INTERPRETED,
+        )  # fmt: skip
+        top, total = add_to_log_sum(top, total, tl.where((k < K)[:, None], s, float("-inf")), 0)
+    tl.store(log_normaliser + index, top + tl.log(total), mask=inside)
+
+
+@triton.jit
+def log1p_exp(value):
+    """softplus, log(1 + e^value), with full relative accuracy at both ends.
+
+    max(value, 0) + log(1 + e), e = exp(-|value|), by log(1 + e) = 2 atanh(r), r = e / (2 + e) <= 1/3, as a power series.
+    """
+    TERMS: tl.constexpr = 18 if value.dtype == tl.float64 else 9
+    e = tl.exp(-tl.abs(value))
+    r = e / (2.0 + e)
+    series = tl.zeros_like(r)
+    for term in tl.static_range(TERMS):
+        series = series * (r * r) + 1.0 / (2 * (TERMS - term) - 1)
+    return tl.where(value != value, value, tl.maximum(value, 0.0) + 2.0 * r * series)
+
+
+@triton.jit
+def positive_sums_kernel(
+    positive, labels, weights, statistics, partials,
+    ignore_index, P, tiles_per_image, tiles, tiles_per_chunk,
+    size, label_size, scale, label_strides, weight_strides,
+    NEGATIVE_MEAN: tl.constexpr, K: tl.constexpr, KB: tl.constexpr, BM: tl.constexpr, INDEX: tl.constexpr,
+):  # fmt: skip
+    """Stage (ii): sums over P_k of w softplus(log Z_k - S_ki) and of w sigmoid(log Z_k - S_ki), by chunk."""
+    REAL: tl.constexpr = partials.dtype.element_ty
+    chunk, block = tl.program_id(0), tl.program_id(1)
+    k = block * KB + tl.arange(0, KB)
+    softplus_sum = tl.zeros((KB,), REAL)
+    sigmoid_sum = tl.zeros((KB,), REAL)
+    for tile in range(chunk * tiles_per_chunk, tl.minimum((chunk + 1) * tiles_per_chunk, tiles)):
+        _, _, index, inside = tile_of_pixels(tile, tiles_per_image, P, BM, INDEX)
+        label, weight, _, _, _, _ = read_pixels(
+            index, inside, labels, label_strides, weights, weight_strides, size, label_size, scale, ignore_index, K, REAL
+        )
+        kept = label >= 0
+        s = tl.load(positive + index, mask=inside, other=0.0)
+        margin = contrast_log_z(statistics, label, kept, NEGATIVE_MEAN, K) - s
+        own = label[None, :] == k[:, None]
+        softplus = weight * log1p_exp(margin)
+        sigmoid = weight / (1.0 + tl.exp(-margin))
+        softplus_sum += tl.sum(tl.where(own, softplus[None, :], 0.0), 1)
+        sigmoid_sum += tl.sum(tl.where(own, sigmoid[None, :], 0.0), 1)
+    plane = tl.num_programs(0) * K
+    tl.store(partials + chunk * K + k, softplus_sum, mask=k < K)
+    tl.store(partials + plane + chunk * K + k, sigmoid_sum, mask=k < K)
+
+
+@triton.jit
+def contrast_log_z(statistics, k, mask, NEGATIVE_MEAN: tl.constexpr, K: tl.constexpr):
+    """The log Z_k of (4) and (7): that of (3), minus log sum_{N_k} w_j for the mean over negatives."""
+    log_z = tl.load(statistics + k, mask=mask, other=0.0)
+    if NEGATIVE_MEAN:
+        weight = tl.load(statistics + NEGATIVE_WEIGHT * K + k, mask=mask, other=0.0)
+        log_z = tl.where(weight > 0, log_z - tl.log(weight), log_z)
+    return log_z

@@ -1,0 +1,373 @@
+"""The five stages of the loss as launches of the Triton kernels.
+
+Nothing here looks at the contents of a tensor, so nothing waits for the GPU and every call can be captured in a CUDA graph.
+Launches, without sampling: forward 6 (prepare, statistics, merge, positive sums, merge, reduce), 7 where the twin meets
+more classes than fit into one block; backward 2, and 2 more where the prototypes need a gradient.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .. import stages
+from ..stages import NONE
+from . import backward, forward, prepare, prototype_gradient, selection, tiles
+
+INTERPRETED = bool(triton.knobs.runtime.interpret)
+
+_LARGE = 2**31
+
+
+def architecture(device: torch.device) -> str:
+    """"sm_80", "gfx942" and the like; "interpreter" on CPU tensors."""
+    if device.type != "cuda":
+        return "interpreter"
+    properties = torch.cuda.get_device_properties(device)
+    if torch.version.hip:
+        return str(properties.gcnArchName).split(":")[0]
+    return f"sm_{properties.major}{properties.minor}"
+
+
+_one_at_a_time = threading.Lock() if INTERPRETED else contextlib.nullcontext()
+
+
+def run(kernel: Any, grid: tuple[int, ...], **arguments: Any) -> None:
+    """One launch. The interpreter keeps its state in globals, so that threads must take turns."""
+    with _one_at_a_time:
+        kernel[grid](**arguments)
+
+
+def _on(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Triton launches on the current device: make it that of the tensors."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return triton.cdiv(value, multiple) * multiple
+
+
+class _Pixels(NamedTuple):
+    """How a call's pixels are laid out: ``images`` runs of ``per_image`` pixels at constant strides."""
+
+    images: int
+    per_image: int
+    strides: list[tuple[int, int, int]]  #: (image, channel, pixel) of each tensor asked about
+
+    @property
+    def index(self) -> Any:
+        """The type of a pixel's index: 64 bits where 32 are too few."""
+        return tl.int64 if self.images * self.per_image >= _LARGE else tl.int32
+
+    def grid(self, block: int) -> tuple[int, int]:
+        """Tiles of ``block`` pixels: in an image, in all. No tile crosses an image's end."""
+        per_image = triton.cdiv(self.per_image, block)
+        return per_image, self.images * per_image
+
+    def chunks(self, block: int, most: int) -> dict[str, int]:
+        """Tiles dealt out in at most ``most`` chunks of neighbours, at least one: a function of N and the tile size."""
+        per_image, total = self.grid(block)
+        per_chunk = max(1, triton.cdiv(total, most))
+        return {"tiles_per_image": max(1, per_image), "tiles": total, "tiles_per_chunk": per_chunk}
+
+
+def _lay_out(*tensors: Tensor) -> _Pixels:
+    """Tensors (B, D, *spatial) whose spatial axes collapse. Images merge where each follows the last at the pixel stride."""
+    batch, channels, spatial = tensors[0].shape[0], tensors[0].shape[1], tensors[0].shape[2:]
+    per_image = spatial.numel()
+    strides = []
+    for tensor in tensors:
+        pixel = next((s for n, s in reversed(list(zip(spatial, tensor.stride()[2:], strict=True))) if n != 1), 1)
+        channel = tensor.stride(1) if channels != 1 else 1
+        image = tensor.stride(0) if batch != 1 else 0
+        if per_image == 1 and batch != 1:
+            pixel = image
+        strides.append((image, channel, pixel))
+    if batch > 1 and all(image == pixel * per_image for image, _, pixel in strides):
+        return _Pixels(1, batch * per_image, [(0, channel, pixel) for _, channel, pixel in strides])
+    return _Pixels(batch, per_image, strides)
+
+
+def _labels(labels: Tensor, pixel_weight: Tensor | None, spatial: torch.Size, ignore_index: int) -> dict[str, Any]:
+    """The arguments of `read_pixels`: sizes and nearest scales of three spatial axes, leading ones of size 1."""
+    missing = 3 - len(spatial)
+    size = (1,) * missing + tuple(spatial)
+    label_size = (1,) * missing + tuple(labels.shape[1:])
+    # float32(H) / float32(h), as interpolate(mode="nearest") has it; 0 stands for "the same size"
+    ratios = (torch.tensor(label_size, dtype=torch.float32) / torch.tensor(size, dtype=torch.float32)).tolist()
+    scale = tuple(0.0 if h == big else ratio for h, big, ratio in zip(size, label_size, ratios, strict=True))
+
+    def strides(values: Tensor) -> tuple[int, ...]:
+        return (values.stride(0), *(0,) * missing, *values.stride()[1:])
+
+    return {
+        "labels": labels,
+        "weights": pixel_weight,
+        "label_strides": strides(labels),
+        "weight_strides": strides(labels if pixel_weight is None else pixel_weight),
+        "size": tuple(max(1, h) for h in size),
+        "label_size": label_size,
+        "scale": scale,
+        "ignore_index": ignore_index,
+    }
+
+
+def _precision(arch: str, dtype: torch.dtype) -> str:
+    return "tf32x3" if dtype == torch.float32 and not arch.startswith("gfx") else "ieee"
+
+
+class _Anchors(NamedTuple):
+    """phat of :func:`prepare.prepare_kernel`, and the sizes that its readers need."""
+
+    tensor: Tensor
+    arguments: dict[str, Any]
+
+
+def _prepare(
+    features: Tensor, prototypes: Tensor, chosen: list[tiles.Tiles], norms: Tensor | None, **gradient: Any
+) -> _Anchors:
+    """(1): phat, padded to whole blocks of every kernel that reads it; in backward also the coefficients."""
+    num_classes, channels = prototypes.shape
+    k_pad = _round_up(num_classes, max(tile.KB for tile in chosen))
+    d_pad = _round_up(channels, max(max(tile.BD, tile.DO) for tile in chosen))
+    parts = 1 if features.dtype in (torch.float32, torch.float64) else 2
+    dtype = features.dtype if parts == 2 else prototypes.dtype
+    anchors = torch.empty(parts, k_pad, d_pad, dtype=dtype, device=prototypes.device)
+    coefficients = None
+    if gradient:
+        shape = prepare.NUM_COEFFICIENTS, k_pad
+        coefficients = torch.empty(shape, dtype=prototypes.dtype, device=prototypes.device)
+    else:
+        gradient = {
+            "statistics": None, "sums": None, "class_weight": None, "grad_loss": None, "alpha": 0.0, "grad_stride": 0,
+            "NEGATIVE_MEAN": False, "PIXEL_ANCHOR": False, "REDUCTION": NONE,
+        }  # fmt: skip
+    rows = 4
+    run(
+        prepare.prepare_kernel, (triton.cdiv(k_pad, rows),),
+        prototypes=prototypes, anchors=anchors, norms=norms, coefficients=coefficients, **gradient,
+        K=num_classes, D=channels, K_PAD=k_pad, D_PAD=d_pad, RB=rows, DB=128, KB=256, INTERPRETED=INTERPRETED,
+    )  # fmt: skip
+    sizes = {"anchors": anchors, "K": num_classes, "D": channels, "K_PAD": k_pad, "D_PAD": d_pad}
+    if coefficients is not None:
+        sizes["coefficients"] = coefficients
+    return _Anchors(anchors, sizes)
+
+
+def _blocks(tile: tiles.Tiles, *names: str) -> dict[str, Any]:
+    return {name: getattr(tile, name) for name in (*names, "num_warps", "num_stages")}
+
+
+def select_negatives(
+    features: Tensor,
+    labels: Tensor,
+    pixel_weight: Tensor | None,
+    rng_state: Tensor,
+    num_negatives: int,
+    num_classes: int,
+    ignore_index: int,
+) -> Tensor:
+    """Stage (0), equation (2): as :func:`proac_cuda.reference.select_negatives`."""
+    spatial = features.shape[2:]
+    pixels = _Pixels(1, features.shape[0] * spatial.numel(), [])
+    options = {"device": features.device, "dtype": torch.int64}
+    thresholds = torch.empty(num_classes, 2, **options)
+    ranks = torch.empty(num_classes, **options)
+    histogram = torch.zeros(num_classes + 1, 256, **options)
+    block, classes = 1024 if INTERPRETED else 256, min(32, triton.next_power_of_2(num_classes))
+    per_image, total = pixels.grid(block)
+    real = tl.float64 if features.dtype == torch.float64 else tl.float32
+    index_digits = max(1, triton.cdiv(max(0, pixels.per_image - 1).bit_length(), 8))
+    digits = [(False, shift) for shift in (24, 16, 8, 0)]
+    digits += [(True, 8 * digit) for digit in reversed(range(index_digits))]
+    arguments = _labels(labels, pixel_weight, spatial, ignore_index)
+    with _on(features):
+        for number, (of_index, shift) in enumerate(digits):
+            digit = {"FIRST": number == 0, "OF_INDEX": of_index, "SHIFT": shift, "K": num_classes}
+            if total:
+                run(
+                    selection.count_digits_kernel, (total, 1 if number == 0 else triton.cdiv(num_classes, classes)),
+                    rng_state=rng_state, thresholds=thresholds, histogram=histogram,
+                    P=pixels.per_image, tiles_per_image=per_image, **arguments, **digit,
+                    REAL=real, KB=classes, BM=block, INDEX=pixels.index,
+                )  # fmt: skip
+            run(
+                selection.pick_digit_kernel, (num_classes,),
+                histogram=histogram, thresholds=thresholds, ranks=ranks, rng_state=rng_state,
+                num_negatives=num_negatives, LAST=number == len(digits) - 1, **digit,
+            )  # fmt: skip
+    return thresholds
+
+
+def class_statistics(
+    features: Tensor,
+    labels: Tensor,
+    pixel_weight: Tensor | None,
+    prototypes: Tensor,
+    thresholds: Tensor | None,
+    rng_state: Tensor | None,
+    temperature: float,
+    ignore_index: int,
+    pixel_anchor: bool,
+    hardest_negative: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Stage (i): as :func:`proac_cuda.reference.class_statistics`."""
+    num_classes, channels = prototypes.shape
+    arch = architecture(features.device)
+    tile = tiles.forward_tiles(features.dtype, channels, num_classes, arch)
+    pixels = _lay_out(features)
+    chunks = pixels.chunks(tile.BM, tiles.MAX_CHUNKS)
+    num_chunks = max(1, triton.cdiv(chunks["tiles"], chunks["tiles_per_chunk"]))
+    new = prototypes.new_empty
+    positive = new(features.shape[0], *features.shape[2:])
+    statistics = new(stages.NUM_STATISTICS, num_classes)
+    diagnostics = new(4, dtype=torch.int64)
+    partials = new(forward.NUM_PARTIALS, num_chunks, num_classes)
+    chunk_diagnostics = new(num_chunks, 4, dtype=torch.int64)
+    common = {
+        "features": features, "inverse_temperature": 1 / temperature, "strides": pixels.strides[0],
+        "P": pixels.per_image, "PRECISION": _precision(arch, features.dtype), "INDEX": pixels.index,
+        "INTERPRETED": INTERPRETED, **_blocks(tile, "KB", "BM", "BD"),
+    }  # fmt: skip
+    with _on(features):
+        anchors = _prepare(features, prototypes, [tile], None)
+        log_normaliser = None
+        if pixel_anchor and num_classes > tile.KB and chunks["tiles"]:
+            log_normaliser = torch.empty_like(positive)
+            run(
+                forward.log_normaliser_kernel, (chunks["tiles"],), log_normaliser=log_normaliser,
+                tiles_per_image=chunks["tiles_per_image"], **common, **anchors.arguments,
+            )  # fmt: skip
+        run(
+            forward.class_statistics_kernel, (num_chunks, triton.cdiv(num_classes, tile.KB)),
+            partials=partials, positive=positive, diagnostics=chunk_diagnostics, log_normaliser=log_normaliser,
+            thresholds=thresholds, rng_state=rng_state, PIXEL_ANCHOR=pixel_anchor, HARDEST=hardest_negative,
+            **_labels(labels, pixel_weight, features.shape[2:], ignore_index), **chunks, **common, **anchors.arguments,
+        )  # fmt: skip
+        block = min(32, triton.next_power_of_2(num_classes))
+        run(
+            forward.merge_statistics_kernel, (triton.cdiv(num_classes, block),),
+            partials=partials, diagnostics=chunk_diagnostics, statistics=statistics, merged_diagnostics=diagnostics,
+            chunks=num_chunks, K=num_classes, KB=block, CB=32,
+        )  # fmt: skip
+    return statistics, positive, diagnostics
+
+
+def positive_sums(
+    positive: Tensor,
+    labels: Tensor,
+    pixel_weight: Tensor | None,
+    statistics: Tensor,
+    ignore_index: int,
+    negative_mean: bool,
+) -> Tensor:
+    """Stage (ii): as :func:`proac_cuda.reference.positive_sums`."""
+    num_classes = statistics.shape[1]
+    pixels = _Pixels(1, positive.numel(), [])
+    block, classes = 128, min(64, triton.next_power_of_2(num_classes))
+    chunks = pixels.chunks(block, tiles.MAX_CHUNKS)
+    num_chunks = max(1, triton.cdiv(chunks["tiles"], chunks["tiles_per_chunk"]))
+    partials = statistics.new_empty(stages.NUM_POSITIVE_SUMS, num_chunks, num_classes)
+    sums = statistics.new_empty(stages.NUM_POSITIVE_SUMS, num_classes)
+    with _on(positive):
+        run(
+            forward.positive_sums_kernel, (num_chunks, triton.cdiv(num_classes, classes)),
+            positive=positive.contiguous(), statistics=statistics, partials=partials, P=pixels.per_image, **chunks,
+            **_labels(labels, pixel_weight, positive.shape[1:], ignore_index),
+            NEGATIVE_MEAN=negative_mean, K=num_classes, KB=classes, BM=block, INDEX=pixels.index,
+        )  # fmt: skip
+        run(
+            prepare.merge_sums_kernel, (triton.cdiv(num_classes, classes),),
+            partials=partials, merged=sums, chunks=num_chunks, K=num_classes, KB=classes, CB=32,
+        )  # fmt: skip
+    return sums
+
+
+def reduce_loss(
+    statistics: Tensor,
+    sums: Tensor,
+    class_weight: Tensor | None,
+    pixel_anchor_weight: float,
+    reduction: int,
+) -> Tensor:
+    """Equations (4) and (6): the loss, () or (K,)."""
+    num_classes = statistics.shape[1]
+    loss = statistics.new_empty((num_classes,) if reduction == NONE else ())
+    with _on(statistics):
+        run(
+            prepare.reduce_loss_kernel, (1,),
+            statistics=statistics.contiguous(), sums=sums.contiguous(), class_weight=class_weight, loss=loss,
+            alpha=pixel_anchor_weight, PIXEL_ANCHOR=pixel_anchor_weight > 0, REDUCTION=reduction, K=num_classes, KB=256,
+        )  # fmt: skip
+    return loss
+
+
+def loss_gradients(
+    features: Tensor,
+    labels: Tensor,
+    pixel_weight: Tensor | None,
+    prototypes: Tensor,
+    thresholds: Tensor | None,
+    rng_state: Tensor | None,
+    statistics: Tensor,
+    sums: Tensor,
+    class_weight: Tensor | None,
+    grad_loss: Tensor,
+    temperature: float,
+    ignore_index: int,
+    negative_mean: bool,
+    pixel_anchor_weight: float,
+    reduction: int,
+    features_need_grad: bool,
+    prototypes_need_grad: bool,
+) -> tuple[Tensor, Tensor]:
+    """Stage (iii): as :func:`proac_cuda.reference.loss_gradients`."""
+    num_classes, channels = prototypes.shape
+    arch = architecture(features.device)
+    feature_tile = tiles.backward_tiles(features.dtype, channels, num_classes, arch)
+    prototype_tile = tiles.prototype_tiles(features.dtype, channels, num_classes, arch)
+    grad_features = torch.empty_like(features) if features_need_grad else features.new_empty(0)
+    grad_prototypes = torch.empty_like(prototypes) if prototypes_need_grad else prototypes.new_empty(0)
+    norms = prototypes.new_empty(num_classes) if prototypes_need_grad else None
+    pixels = _lay_out(features, grad_features) if features_need_grad else _lay_out(features)
+    common = {
+        "features": features, "thresholds": thresholds, "rng_state": rng_state,
+        "inverse_temperature": 1 / temperature, "strides": pixels.strides[0], "P": pixels.per_image,
+        "PIXEL_ANCHOR": pixel_anchor_weight > 0, "PRECISION": _precision(arch, features.dtype), "INDEX": pixels.index,
+        "INTERPRETED": INTERPRETED, **_labels(labels, pixel_weight, features.shape[2:], ignore_index),
+    }  # fmt: skip
+    with _on(features):
+        anchors = _prepare(
+            features, prototypes, [feature_tile, prototype_tile], norms,
+            statistics=statistics, sums=sums, class_weight=class_weight, grad_loss=grad_loss,
+            grad_stride=grad_loss.stride(0) if grad_loss.ndim else 0, alpha=pixel_anchor_weight,
+            NEGATIVE_MEAN=negative_mean, PIXEL_ANCHOR=pixel_anchor_weight > 0, REDUCTION=reduction,
+        )  # fmt: skip
+        per_image, total = pixels.grid(feature_tile.BM)
+        if features_need_grad and total:
+            run(
+                backward.feature_gradient_kernel, (total, triton.cdiv(channels, feature_tile.DO)),
+                grad_features=grad_features, grad_strides=pixels.strides[1], tiles_per_image=per_image,
+                **common, **anchors.arguments, **_blocks(feature_tile, "KB", "BM", "BD", "DO", "DG"),
+            )  # fmt: skip
+        if prototypes_need_grad:
+            chunks = pixels.chunks(prototype_tile.BM, tiles.MAX_PROTOTYPE_CHUNKS)
+            num_chunks = max(1, triton.cdiv(chunks["tiles"], chunks["tiles_per_chunk"]))
+            partials = prototypes.new_empty(num_chunks, num_classes, channels)
+            grid = num_chunks, triton.cdiv(num_classes, prototype_tile.KB), triton.cdiv(channels, prototype_tile.DO)
+            run(
+                prototype_gradient.prototype_gradient_kernel, grid, partials=partials,
+                **chunks, **common, **anchors.arguments, **_blocks(prototype_tile, "KB", "BM", "BD", "DO"),
+            )  # fmt: skip
+            run(
+                prototype_gradient.merge_prototype_gradient_kernel, (num_classes,),
+                partials=partials, prototypes=prototypes, norms=norms, grad_prototypes=grad_prototypes,
+                chunks=num_chunks, K=num_classes, D=channels, DB=min(256, triton.next_power_of_2(channels)),
+            )  # fmt: skip
+    return grad_features, grad_prototypes

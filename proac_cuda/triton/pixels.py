@@ -1,0 +1,97 @@
+"""What every kernel needs to know of a pixel, once: its label, its weight, its random key, the sets it belongs to.
+
+The rules are those of :mod:`proac_cuda.pixels`. A kernel sees the pixels as ``B`` images of ``P`` pixels each; ``index`` is
+the linear index of a pixel in (B, spatial) order. A vector over pixels has length BM, one over classes length KB, and
+a matrix of both is (KB, BM): pixels along the columns, so that a class's sum over pixels stays within a warp.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def tile_of_pixels(tile, tiles_per_image, P, BM: tl.constexpr, INDEX: tl.constexpr):
+    """Image, pixel within it, linear index and "is there such a pixel" of a tile; no tile crosses an image's end."""
+    tile = tl.full((), tile, INDEX)
+    image = tile // tiles_per_image
+    pixel = tile % tiles_per_image * BM + tl.arange(0, BM)
+    return image, pixel, image * P + pixel, pixel < P
+
+
+@triton.jit
+def nearest(index, label_size, scale):
+    """Where ``index`` of a feature axis reads an axis of the labels; ``scale`` is 0 where the sizes agree."""
+    read = tl.minimum((index.to(tl.float32) * scale).to(tl.int64), label_size - 1)
+    return tl.where(scale == 0, index.to(tl.int64), read)
+
+
+@triton.jit
+def label_position(index, size, label_size, scale):
+    """(image, three spatial indices) at which the labels are read for the pixel ``index``, int64 each."""
+    image_size = size[0] * size[1] * size[2]
+    image = (index // image_size).to(tl.int64)
+    first = nearest(index // (size[1] * size[2]) % size[0], label_size[0], scale[0])
+    second = nearest(index // size[2] % size[1], label_size[1], scale[1])
+    third = nearest(index % size[2], label_size[2], scale[2])
+    return image, first, second, third
+
+
+@triton.jit
+def read_at(values, position, strides, mask):
+    """``values`` at a position of :func:`label_position`, 0 where masked."""
+    offset = position[0] * strides[0] + position[1] * strides[1]
+    offset += position[2] * strides[2] + position[3] * strides[3]
+    return tl.load(values + offset, mask=mask, other=0)
+
+
+@triton.jit
+def read_pixels(
+    index, inside, labels, label_strides, weights, weight_strides, size, label_size, scale, ignore_index, K, REAL
+):
+    """Section 3's set V.
+
+    Returns the label (int32, -1 outside V), the weight (0 outside V), "label invalid", "weight invalid", and the label and
+    the weight as they were read.
+    """
+    position = label_position(index, size, label_size, scale)
+    raw_label = read_at(labels, position, label_strides, inside).to(tl.int64)
+    in_range = (raw_label >= 0) & (raw_label < K)
+    ignored = raw_label == ignore_index
+    kept = inside & in_range & ~ignored
+    bad_label = inside & ~(in_range | ignored)
+    bad_weight = kept & False
+    weight = tl.where(kept, 1.0, 0.0).to(REAL)
+    raw_weight = weight
+    if weights is not None:
+        raw_weight = read_at(weights, position, weight_strides, inside)
+        good = (raw_weight >= 0) & (raw_weight < float("inf"))
+        bad_weight = kept & ~good
+        kept = kept & good & (raw_weight > 0)
+        weight = tl.where(kept, raw_weight, 0.0)
+    return tl.where(kept, raw_label, -1).to(tl.int32), weight, bad_label, bad_weight, raw_label, raw_weight
+
+
+@triton.jit
+def random_keys(index, rng_state):
+    """First output word of Philox4x32-10 for each pixel, and the pixel's index over all ranks; int64."""
+    overall = index.to(tl.int64) + tl.load(rng_state + 1)
+    low, high = (overall & 0xFFFFFFFF).to(tl.uint32), ((overall >> 32) & 0xFFFFFFFF).to(tl.uint32)
+    zero = tl.zeros_like(low)
+    key, _, _, _ = tl.philox(tl.load(rng_state), low, high, zero, zero)
+    return key.to(tl.int64), overall
+
+
+@triton.jit
+def members(label, k, index, thresholds, rng_state, K):
+    """(2): which of the pixels are in P_k and which in N_k, (KB, BM) each."""
+    own = label[None, :] == k[:, None]
+    negative = (label >= 0)[None, :] & (k < K)[:, None] & ~own
+    if thresholds is not None:
+        key, overall = random_keys(index, rng_state)
+        last_key = tl.load(thresholds + 2 * k, mask=k < K, other=0)[:, None]
+        last_index = tl.load(thresholds + 2 * k + 1, mask=k < K, other=0)[:, None]
+        drawn = (key[None, :] < last_key) | ((key[None, :] == last_key) & (overall[None, :] <= last_index))
+        negative = negative & drawn
+    return own, negative

@@ -1,0 +1,116 @@
+"""Norms, unit vectors and products of them in the precision that the accuracy table asks for.
+
+Tensor cores take their operands in few bits. What the products here are made of:
+
+* float32: ``input_precision="tf32x3"`` (on AMD "ieee"): each operand is split in two, three of the four products are summed.
+* 16 bits: the features are exact as they are; prototypes and coefficients are split in two 16-bit parts, v = high + low
+  with |v - high - low| <= 2^-18 |v| (bfloat16; 2^-22 for float16). Since sum_d |xhat_d| |phat_d| <= 1, a cosine is off by
+  at most 3.8e-6, and by about 1e-6 / sqrt(D) as a rule.
+* float64: plain products.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+EPS = tl.constexpr(1e-12)
+
+
+@triton.jit
+def round_to(value, DTYPE: tl.constexpr, INTERPRETED: tl.constexpr):
+    """``value`` rounded to DTYPE. Triton's interpreter loses the carry out of a bfloat16 mantissa, so there by hand."""
+    if INTERPRETED and DTYPE == tl.bfloat16:
+        bits = value.to(tl.float32).to(tl.uint32, bitcast=True)
+        rounded = (bits + (((bits >> 16) & 1) + 0x7FFF)) >> 16
+        rounded = tl.where(value != value, 0x7FC0, rounded)
+        return rounded.to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    else:
+        return value.to(DTYPE)
+
+
+@triton.jit
+def split(value, DTYPE: tl.constexpr, INTERPRETED: tl.constexpr):
+    """``value`` as high + low in DTYPE, 16 bits each."""
+    high = round_to(value, DTYPE, INTERPRETED)
+    return high, round_to(value - high.to(value.dtype), DTYPE, INTERPRETED)
+
+
+@triton.jit
+def dot(a, b, total, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr):
+    """``total + a b``. The interpreter is wrong for bfloat16 operands, so there they are cast up: exactly."""
+    if INTERPRETED and a.dtype == tl.bfloat16:
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), total)
+    else:
+        return tl.dot(a, b, total, input_precision=PRECISION, out_dtype=total.dtype)
+
+
+@triton.jit
+def add_squares(squares, far_squares, values):
+    """Sums of squares, plain and of the values scaled down so far that no norm within the type's range overflows."""
+    FAR: tl.constexpr = 2.0**-512 if squares.dtype == tl.float64 else 2.0**-64
+    far = values * FAR
+    return squares + values * values, far_squares + far * far
+
+
+@triton.jit
+def root(value):
+    """Square root, rounded to nearest."""
+    if value.dtype == tl.float64:
+        return tl.sqrt(value)
+    else:
+        return tl.sqrt_rn(value)
+
+
+@triton.jit
+def quotient(a, b):
+    """a / b, rounded to nearest."""
+    if b.dtype == tl.float64:
+        return a / b
+    else:
+        return tl.div_rn(a, b)
+
+
+@triton.jit
+def norm_and_inverse(squares, far_squares):
+    """|v| from :func:`add_squares`, and 1/|v|: 0 where |v| <= EPS, NaN where |v| is beyond the type's range.
+
+    A norm of at least EPS has squares far above the smallest float32, so only overflow needs the second sum.
+    """
+    FAR: tl.constexpr = 2.0**512 if squares.dtype == tl.float64 else 2.0**64
+    norm = tl.where(squares == float("inf"), root(far_squares) * FAR, root(squares))
+    norm = tl.where(norm == float("inf"), float("nan"), norm)
+    one = tl.full(norm.shape, 1.0, norm.dtype)
+    return norm, tl.where(norm <= EPS, 0.0, quotient(one, norm))
+
+
+@triton.jit
+def load_anchors(anchors, k, d, PART: tl.constexpr, K_PAD: tl.constexpr, D_PAD: tl.constexpr, AGAIN: tl.constexpr = False):
+    """A block of one part of phat, (len(k), len(d)); the buffer is (parts, K_PAD, D_PAD), zero where padded.
+
+    AGAIN: for a second product. Were both loads alike, Triton would make them one and hold all of phat in registers between.
+    """
+    pointers = anchors + (PART * K_PAD + k[:, None]) * D_PAD + d[None, :]
+    if AGAIN:
+        return tl.load(pointers, cache_modifier=".ca")
+    else:
+        return tl.load(pointers)
+
+
+@triton.jit
+def add_products(
+    total, anchors, x, k, d, K_PAD: tl.constexpr, D_PAD: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr
+):
+    """``total`` (KB, BM) + phat[k, d] x[d]: this block's part of <phat_k, x_i>, for features x (BD, BM) as they lie."""
+    total = dot(load_anchors(anchors, k, d, 0, K_PAD, D_PAD), x, total, PRECISION, INTERPRETED)
+    if x.dtype == tl.float16 or x.dtype == tl.bfloat16:
+        total = dot(load_anchors(anchors, k, d, 1, K_PAD, D_PAD), x, total, PRECISION, INTERPRETED)
+    return total
+
+
+@triton.jit
+def load_features(features, image, pixel, inside, d, strides, D: tl.constexpr):
+    """Features of a tile, (BD, BM), wherever they lie; 0 outside. What stands in ignored pixels comes along."""
+    pointer = features + image.to(tl.int64) * strides[0]
+    offset = d[:, None].to(tl.int64) * strides[1] + pixel[None, :].to(tl.int64) * strides[2]
+    return tl.load(pointer + offset, mask=(d < D)[:, None] & inside[None, :], other=0.0)
