@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 import torch
-from compare import assert_gradient_close, assert_loss_close
 from torch import Tensor
 
 import proac_cuda
+from compare import assert_gradient_close, assert_loss_close
 
 pytestmark = pytest.mark.skipif(
     not proac_cuda.available_backends()["cpp"].can_run, reason=proac_cuda.available_backends()["cpp"].reason
