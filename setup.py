@@ -124,12 +124,11 @@ class NinjaBuild(build_ext):
     def ninja_file(self, ext: Extension, torch: Path, target: Path) -> str:
         """The build: one compile edge for each source, one link edge."""
         x86 = platform.machine().lower() in ("x86_64", "amd64")
-        sanitize = (
-            "-fsanitize=address,undefined -fno-omit-frame-pointer -g" if os.environ.get("PROAC_SANITIZE") == "1" else ""
-        )
+        sanitizers = "-fsanitize=address,undefined -fno-omit-frame-pointer -g -O1"
+        sanitize = sanitizers if os.environ.get("PROAC_SANITIZE") == "1" else ""
         flags = [
             "-std=c++20 -O3 -fPIC -fvisibility=hidden -fno-math-errno -fno-trapping-math -Wall -Wextra",
-            "-Wno-maybe-uninitialized -Wno-psabi",  # the first is GCC's own intrinsics' fault
+            "-Wno-maybe-uninitialized -Wno-uninitialized -Wno-psabi",  # the first two are the fault of GCC's intrinsics
             "-DTORCH_TARGET_VERSION=0x020a000000000000ULL -DTORCH_STABLE_ONLY",
             f"-isystem {_escape(torch / 'include')} -isystem {_escape(torch / 'include/torch/csrc/api/include')}",
             "-DPROAC_X86_KERNELS" if x86 else "",

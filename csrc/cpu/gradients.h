@@ -190,7 +190,7 @@ static void write_sampled(const GradientCall& call, const Workspace& work, Sampl
   T* x = sampled->x;
   GradientScale<T> last;
   dense_gradient<T>(call, work, sampled->tile, x, sampled->scale, &last);
-  gradient_rows<T, T>(call.anchors, call.pixels.num_classes, view.channels, static_cast<T*>(work.s), x, last.along,
+  gradient_rows<T, T, false>(call.anchors, call.pixels.num_classes, view.channels, static_cast<T*>(work.s), x, last.along,
                       last.back, sampled->scale.inverse_norm, x, kTile);
   for (int i = 0; i < sampled->tile.kept; ++i) {
     F* out = static_cast<F*>(view.data) + sampled->index[i] / view.pixels * view.batch_stride +
@@ -240,14 +240,17 @@ static void loss_gradients(const GradientCall& call, Range range, int64_t chunk,
     const int64_t image = first / view.pixels, pixel = first % view.pixels;
     if (view.pixel_stride == 1 && pixel + kTile <= view.pixels) {
       F* out = static_cast<F*>(view.data) + image * view.batch_stride + pixel;
-      gradient_rows<F, T>(call.anchors, classes, channels, s, x, last.along, last.back, scale.inverse_norm, out,
-                          view.channel_stride);
+      const bool aligned = (reinterpret_cast<uintptr_t>(out) | (sizeof(F) * view.channel_stride)) % 64 == 0;
+      const auto write = kHasStream && call.stream && aligned ? gradient_rows<F, T, true> : gradient_rows<F, T, false>;
+      write(call.anchors, classes, channels, s, x, last.along, last.back, scale.inverse_norm, out, view.channel_stride);
     } else {
-      gradient_rows<T, T>(call.anchors, classes, channels, s, x, last.along, last.back, scale.inverse_norm, x, kTile);
+      gradient_rows<T, T, false>(call.anchors, classes, channels, s, x, last.along, last.back, scale.inverse_norm, x,
+                                 kTile);
       unpack_tile<F, T>(view, tile, x);
     }
   }
   if (sampled.tile.kept) write_sampled<F, T>(call, work, &sampled);
+  stream_fence();
 }
 
 }  // namespace proac::PROAC_ISA

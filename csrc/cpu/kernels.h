@@ -7,7 +7,7 @@
 
 namespace proac {
 
-constexpr int kTile = 64;      // pixels that are packed, multiplied and written together
+constexpr int kTile = 128;     // pixels that are packed, multiplied and written together
 constexpr int kMaxRows = 6;    // rows of a register block of the matrix products
 constexpr int kClassPad = 16;  // the prototypes' gradient has its classes rounded up to this
 constexpr int kMaxAxes = 3;    // spatial axes
@@ -116,6 +116,7 @@ struct PositiveCall {
 struct GradientCall {
   FeatureView features;
   FeatureView gradient;  // data null: not asked for
+  bool stream;           // the gradient is so large that it may bypass the cache
   PixelView pixels;
   SampleView sample;
   AnchorView anchors;

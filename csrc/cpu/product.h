@@ -86,39 +86,50 @@ static void similarities(const AnchorView& anchors, int64_t num_classes, int64_t
   }
 }
 
-// Equation (11) for the channels of one block: out[d][i] = anchor_scale[i] * sum_k anchor[k][d] * ds[k][i] -
-// pixel_scale[i] * x[d][i], and 0 where `alive` is 0. Row d of the result goes to out + d * stride.
-template <class F, class T, int rows>
-static void gradient_block(const T* a, const T* ds, int64_t num_classes, const T* x, const T* anchor_scale,
-                           const T* pixel_scale, const T* alive, F* out, int64_t stride) {
+// Equation (11) for the channels of one block: out[d][i] = along[i] * sum_k anchor[k][d] * ds[k][i] - back[i] * x[d][i], and
+// 0 where `alive` is 0. Row d of the result goes to out + d * stride.
+template <class F, class T, int rows, bool stream>
+static void gradient_block(const T* a, const T* ds, int64_t num_classes, const T* x, const T* along, const T* back,
+                           const T* alive, F* out, int64_t stride) {
   constexpr int lanes = kLanes<T>;
   for (int i = 0; i < kTile; i += kBlockVectors * lanes) {
     Vec<T> sum[rows][kBlockVectors] = {};
     multiply_block<T, rows>(a, ds + i, num_classes, sum);
-#pragma GCC unroll 4
-    for (int v = 0; v < kBlockVectors; ++v) {
+#pragma GCC unroll 2
+    for (int v = 0; v < kBlockVectors; v += 2) {
       const int j = i + v * lanes;
-      const Vec<T> along = load(anchor_scale + j), back = load(pixel_scale + j);
-      const auto live = load(alive + j) != T(0);
+      const Vec<T> along0 = load(along + j), along1 = load(along + j + lanes);
+      const Vec<T> back0 = load(back + j), back1 = load(back + j + lanes);
+      const auto live0 = load(alive + j) != T(0), live1 = load(alive + j + lanes) != T(0);
 #pragma GCC unroll 6
       for (int r = 0; r < rows; ++r) {
-        const Vec<T> value = sum[r][v] * along - load(x + r * kTile + j) * back;
-        store_as(out + r * stride + j, live ? value : Vec<T>{});
+        const T* pixel = x + r * kTile + j;
+        F* target = out + r * stride + j;
+        Vec<T> value0 = sum[r][v] * along0 - load(pixel) * back0;
+        Vec<T> value1 = sum[r][v + 1] * along1 - load(pixel + lanes) * back1;
+        value0 = live0 ? value0 : Vec<T>{};
+        value1 = live1 ? value1 : Vec<T>{};
+        if constexpr (stream) {
+          stream_line<F>(target, value0, value1);
+        } else {
+          store_as(target, value0);
+          store_as(target + lanes, value1);
+        }
       }
     }
   }
 }
 
 // Equation (11) for a tile. `out` may be `x` itself, with stride kTile.
-template <class F, class T>
+template <class F, class T, bool stream>
 static void gradient_rows(const AnchorView& anchors, int64_t num_classes, int64_t channels, const T* ds, const T* x,
-                          const T* anchor_scale, const T* pixel_scale, const T* alive, F* out, int64_t stride) {
+                          const T* along, const T* back, const T* alive, F* out, int64_t stride) {
   const T* a = static_cast<const T*>(anchors.by_channel);
   for (int64_t b = 0; b < block_count(channels); ++b) {
     const int64_t begin = block_begin(channels, b), rows = block_begin(channels, b + 1) - begin;
     with_rows(rows, [&]<int R>() {
-      gradient_block<F, T, R>(a + begin * num_classes, ds, num_classes, x + begin * kTile, anchor_scale, pixel_scale,
-                              alive, out + begin * stride, stride);
+      gradient_block<F, T, R, stream>(a + begin * num_classes, ds, num_classes, x + begin * kTile, along, back, alive,
+                                      out + begin * stride, stride);
     });
   }
 }

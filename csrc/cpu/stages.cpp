@@ -17,6 +17,9 @@ namespace {
 
 constexpr int64_t kReductionNone = 0, kReductionMean = 1;  // as proac_cuda/stages.py has them
 
+// Gradients of this size do not stay in the caches anyway.
+constexpr size_t kStreamBytes = size_t(16) << 20;
+
 template <class T>
 const T* data(const Tensor& tensor) {
   return static_cast<const T*>(tensor.const_data_ptr());
@@ -299,7 +302,9 @@ std::tuple<Tensor, Tensor> loss_gradients_of(const Tensor& features, const Pixel
       view_features(gradient, &call.gradient);
     }
     call.gradient.data = gradient.mutable_data_ptr();
-    advise_huge_pages(call.gradient.data, gradient.numel() * gradient.element_size());
+    const size_t bytes = gradient.numel() * gradient.element_size();
+    advise_huge_pages(call.gradient.data, bytes);
+    call.stream = bytes >= kStreamBytes;
   } else {
     wanted = torch::stable::new_empty(features, {int64_t(0)});
   }

@@ -140,13 +140,20 @@ typedef uint16_t UnalignedHalfWords __attribute__((vector_size(PROAC_VECTOR_BYTE
 
 PROAC_INLINE Vec<float> load_as(const BFloat16* p) {
   const HalfWords words = *reinterpret_cast<const UnalignedHalfWords*>(p);
-  return reinterpret_cast<Vec<float>>(__builtin_convertvector(words, Vec<uint32_t>) << 16);
+#if PROAC_VECTOR_BYTES == 64 && defined(__AVX512F__)  // of the conversion below GCC makes two halves
+  const auto wide = reinterpret_cast<Vec<uint32_t>>(_mm512_maskz_cvtepu16_epi32(0xffff, reinterpret_cast<__m256i>(words)));
+#elif PROAC_VECTOR_BYTES == 32 && defined(__AVX2__)
+  const auto wide = reinterpret_cast<Vec<uint32_t>>(_mm256_cvtepu16_epi32(reinterpret_cast<__m128i>(words)));
+#else
+  const auto wide = __builtin_convertvector(words, Vec<uint32_t>);
+#endif
+  return reinterpret_cast<Vec<float>>(wide << 16);
 }
-PROAC_INLINE void store_as(BFloat16* p, Vec<float> v) {
+PROAC_INLINE HalfWords narrow_to(BFloat16*, Vec<float> v) {
   const auto bits = reinterpret_cast<Vec<uint32_t>>(v);
   const auto rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   const auto words = v != v ? Vec<uint32_t>{} + 0x7fc0u : rounded;
-  *reinterpret_cast<UnalignedHalfWords*>(p) = __builtin_convertvector(words, HalfWords);
+  return __builtin_convertvector(words, HalfWords);
 }
 
 PROAC_INLINE Vec<float> load_as(const Half* p) {
@@ -160,15 +167,52 @@ PROAC_INLINE Vec<float> load_as(const Half* p) {
   return v;
 #endif
 }
-PROAC_INLINE void store_as(Half* p, Vec<float> v) {
+PROAC_INLINE HalfWords narrow_to(Half*, Vec<float> v) {
 #if PROAC_VECTOR_BYTES == 64 && defined(__AVX512F__)
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+  return reinterpret_cast<HalfWords>(_mm512_maskz_cvtps_ph(0xffff, v, _MM_FROUND_TO_NEAREST_INT));
 #elif PROAC_VECTOR_BYTES == 32 && defined(__F16C__)
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+  return reinterpret_cast<HalfWords>(_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
 #else
-  for (int i = 0; i < kLanes<float>; ++i) narrow(v[i], p + i);
+  HalfWords words;
+  for (int i = 0; i < kLanes<float>; ++i) {
+    Half half;
+    narrow(v[i], &half);
+    words[i] = half.bits;
+  }
+  return words;
 #endif
 }
+
+template <class F>
+PROAC_INLINE void store_as(F* p, Vec<float> v) {
+  *reinterpret_cast<UnalignedHalfWords*>(p) = narrow_to(p, v);
+}
+
+// Whole cache lines that bypass the cache: written memory is then not read first. `p` must be aligned to a line. Only vectors
+// of a line's size have it; of 16-bit features two make one.
+constexpr bool kHasStream = PROAC_VECTOR_BYTES == 64;
+#if PROAC_VECTOR_BYTES == 64 && defined(__AVX512F__)
+template <class F>
+PROAC_INLINE void stream_line(F* p, Vec<Compute<F>> a, Vec<Compute<F>> b) {
+  __m512i* line = reinterpret_cast<__m512i*>(p);
+  if constexpr (sizeof(F) == sizeof(Compute<F>)) {
+    _mm512_stream_si512(line, reinterpret_cast<__m512i>(a));
+    _mm512_stream_si512(line + 1, reinterpret_cast<__m512i>(b));
+  } else {
+    const __m512i low = _mm512_zextsi256_si512(reinterpret_cast<__m256i>(narrow_to(p, a)));
+    const __m256i high = reinterpret_cast<__m256i>(narrow_to(p, b));
+    _mm512_stream_si512(line, _mm512_inserti64x4(low, high, 1));
+  }
+}
+PROAC_INLINE void stream_fence() { _mm_sfence(); }
+#else
+template <class F>
+PROAC_INLINE void stream_line(F* p, Vec<Compute<F>> a, Vec<Compute<F>> b) {
+  store_as(p, a);
+  store_as(p + kLanes<Compute<F>>, b);
+}
+PROAC_INLINE void stream_fence() {}
+#endif
 
 // ---- lookups and reductions ------------------------------------------------------------------------------------------
 
