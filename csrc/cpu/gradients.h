@@ -190,8 +190,8 @@ static void write_sampled(const GradientCall& call, const Workspace& work, Sampl
   T* x = sampled->x;
   GradientScale<T> last;
   dense_gradient<T>(call, work, sampled->tile, x, sampled->scale, &last);
-  gradient_rows<T, T, false>(call.anchors, call.pixels.num_classes, view.channels, static_cast<T*>(work.s), x, last.along,
-                      last.back, sampled->scale.inverse_norm, x, kTile);
+  gradient_rows<T, T, false>(call.anchors, call.pixels.num_classes, view.channels, static_cast<T*>(work.s), x,
+                             last.along, last.back, sampled->scale.inverse_norm, x, kTile);
   for (int i = 0; i < sampled->tile.kept; ++i) {
     F* out = static_cast<F*>(view.data) + sampled->index[i] / view.pixels * view.batch_stride +
              sampled->index[i] % view.pixels * view.pixel_stride;

@@ -110,7 +110,7 @@ static void gradient_block(const T* a, const T* ds, int64_t num_classes, const T
         value0 = live0 ? value0 : Vec<T>{};
         value1 = live1 ? value1 : Vec<T>{};
         if constexpr (stream) {
-          stream_line<F>(target, value0, value1);
+          stream_lines<F>(target, value0, value1);
         } else {
           store_as(target, value0);
           store_as(target + lanes, value1);

@@ -1,4 +1,4 @@
-// A tile: up to 64 consecutive pixels, packed as [D][kTile] in the compute type, with the norms found on the way.
+// A tile: up to 128 consecutive pixels, packed as [D][kTile] in the compute type, with the norms found on the way.
 //
 // Reading the features where they lie more than once would be slow: with power-of-two image sizes, the rows of all channels
 // of a tile map to the same few cache sets.
@@ -117,13 +117,14 @@ static void square_sums(int64_t channels, const T* x, T* square) {
 }
 
 // Channels that lie side by side: squares of pixels x channels, transposed in registers. `pixel[i]` is where pixel i of
-// the tile starts, null where it is outside V.
+// the tile starts, null where it is outside V. `square` gets the sums of squares.
 template <class F, class T>
-static void pack_columns(const F* const* pixel, int64_t channels, T* x) {
+static void pack_columns(const F* const* pixel, int64_t channels, T* x, T* square) {
   constexpr int lanes = kLanes<T>;
   const int64_t whole = channels - channels % lanes;
   for (int begin = 0; begin < kTile; begin += lanes) {
     const F* const* group = pixel + begin;
+    Vec<T> total{};
     for (int64_t d = 0; d < whole; d += lanes) {
       Vec<T> row[lanes];
 #pragma GCC unroll 16
@@ -131,10 +132,20 @@ static void pack_columns(const F* const* pixel, int64_t channels, T* x) {
       transpose<T>(row);
 #pragma GCC unroll 16
       for (int i = 0; i < lanes; ++i) store(x + (d + i) * kTile + begin, row[i]);
+      Vec<T> even = row[0] * row[0], odd = row[1] * row[1];
+#pragma GCC unroll 16
+      for (int i = 2; i < lanes; i += 2) {
+        even += row[i] * row[i];
+        odd += row[i + 1] * row[i + 1];
+      }
+      total += even + odd;
     }
     for (int64_t d = whole; d < channels; ++d) {
-      for (int i = 0; i < lanes; ++i) x[d * kTile + begin + i] = group[i] ? T(widen(group[i][d])) : T(0);
+      T* out = x + d * kTile + begin;
+      for (int i = 0; i < lanes; ++i) out[i] = group[i] ? T(widen(group[i][d])) : T(0);
+      total += load(out) * load(out);
     }
+    store(square + begin, total);
   }
 }
 
@@ -185,8 +196,7 @@ static void pack_tile(const FeatureView& view, const PixelTile<T>& tile, T* x, P
         start[i] = tile.label[i] < 0 ? nullptr : row;
       }
     });
-    pack_columns<F, T>(start, channels, x);
-    square_sums<T>(channels, x, square);
+    pack_columns<F, T>(start, channels, x, square);
   } else {
     memset(x, 0, sizeof(T) * channels * kTile);
     for_each_segment(view, tile.first, tile.count, [&](const Segment& segment) {

@@ -141,7 +141,8 @@ typedef uint16_t UnalignedHalfWords __attribute__((vector_size(PROAC_VECTOR_BYTE
 PROAC_INLINE Vec<float> load_as(const BFloat16* p) {
   const HalfWords words = *reinterpret_cast<const UnalignedHalfWords*>(p);
 #if PROAC_VECTOR_BYTES == 64 && defined(__AVX512F__)  // of the conversion below GCC makes two halves
-  const auto wide = reinterpret_cast<Vec<uint32_t>>(_mm512_maskz_cvtepu16_epi32(0xffff, reinterpret_cast<__m256i>(words)));
+  const auto wide =
+      reinterpret_cast<Vec<uint32_t>>(_mm512_maskz_cvtepu16_epi32(0xffff, reinterpret_cast<__m256i>(words)));
 #elif PROAC_VECTOR_BYTES == 32 && defined(__AVX2__)
   const auto wide = reinterpret_cast<Vec<uint32_t>>(_mm256_cvtepu16_epi32(reinterpret_cast<__m128i>(words)));
 #else
@@ -188,26 +189,26 @@ PROAC_INLINE void store_as(F* p, Vec<float> v) {
   *reinterpret_cast<UnalignedHalfWords*>(p) = narrow_to(p, v);
 }
 
-// Whole cache lines that bypass the cache: written memory is then not read first. `p` must be aligned to a line. Only vectors
-// of a line's size have it; of 16-bit features two make one.
-constexpr bool kHasStream = PROAC_VECTOR_BYTES == 64;
+// Two vectors as whole cache lines that bypass the cache, so that the memory is not read before it is written. `p` must be
+// aligned to a line. Only vectors of a line's size have it; of 16-bit features the two make one.
 #if PROAC_VECTOR_BYTES == 64 && defined(__AVX512F__)
+constexpr bool kHasStream = true;
 template <class F>
-PROAC_INLINE void stream_line(F* p, Vec<Compute<F>> a, Vec<Compute<F>> b) {
+PROAC_INLINE void stream_lines(F* p, Vec<Compute<F>> a, Vec<Compute<F>> b) {
   __m512i* line = reinterpret_cast<__m512i*>(p);
   if constexpr (sizeof(F) == sizeof(Compute<F>)) {
     _mm512_stream_si512(line, reinterpret_cast<__m512i>(a));
     _mm512_stream_si512(line + 1, reinterpret_cast<__m512i>(b));
   } else {
     const __m512i low = _mm512_zextsi256_si512(reinterpret_cast<__m256i>(narrow_to(p, a)));
-    const __m256i high = reinterpret_cast<__m256i>(narrow_to(p, b));
-    _mm512_stream_si512(line, _mm512_inserti64x4(low, high, 1));
+    _mm512_stream_si512(line, _mm512_inserti64x4(low, reinterpret_cast<__m256i>(narrow_to(p, b)), 1));
   }
 }
 PROAC_INLINE void stream_fence() { _mm_sfence(); }
 #else
+constexpr bool kHasStream = false;
 template <class F>
-PROAC_INLINE void stream_line(F* p, Vec<Compute<F>> a, Vec<Compute<F>> b) {
+PROAC_INLINE void stream_lines(F* p, Vec<Compute<F>> a, Vec<Compute<F>> b) {
   store_as(p, a);
   store_as(p + kLanes<Compute<F>>, b);
 }
