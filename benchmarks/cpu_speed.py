@@ -1,10 +1,11 @@
 """Speed of the compiled CPU kernels, forward + backward, beside what else one could run. Prints one table of ratios.
 
-    python benchmarks/cpu_speed.py [--threads 2] [--quick] [--only NAME ...]
+    python benchmarks/cpu_speed.py [--threads 2] [--quick] [--only NAME ...] [--clock wall|cpu]
 
 Compared are: a literal eager port of the published loss; torch.compile of the leanest vectorised eager expression; and the
 unavoidable, reading the features once (``features.sum()``), then reading them again and writing fresh memory
-(``features.clone()``). Runs alternate, medians count; a busy machine still shows in the figures, so look at the spread.
+XX
+too, ``--threads 1 --clock cpu`` measures the process's own time, of which a busy machine takes nothing.
 """
 
 from __future__ import annotations
@@ -123,6 +124,9 @@ def unavoidable(problem: Problem) -> Callable[[], None]:
     return run
 
 
+clock = time.perf_counter
+
+
 def alternate(contestants: dict[str, Callable[[], None]], repeats: dict[str, int]) -> dict[str, list[float]]:
     """Milliseconds of each contestant: one run of each in turn, those with few repeats spread over all rounds."""
     for run in contestants.values():
@@ -133,9 +137,9 @@ def alternate(contestants: dict[str, Callable[[], None]], repeats: dict[str, int
         for name, run in contestants.items():
             if i * repeats[name] // rounds == (i - 1) * repeats[name] // rounds and i > 0:
                 continue
-            start = time.perf_counter()
+            start = clock()
             run()
-            times[name].append((time.perf_counter() - start) * 1e3)
+            times[name].append((clock() - start) * 1e3)
     return times
 
 
@@ -225,12 +229,15 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="fewer runs")
     parser.add_argument("--only", nargs="+", choices=["K19", "K150", "pixels", "forms", "sizes"])
+    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
     arguments = parser.parse_args()
+    global clock
+    clock = time.perf_counter if arguments.clock == "wall" else time.process_time
     torch.set_num_threads(arguments.threads)
     check_against_published_answers()
     print(
         f"{platform.processor() or platform.machine()}, {build_info()['cpu']}, {arguments.threads} threads, "
-        f"torch {torch.__version__}, Python {platform.python_version()}; medians of alternating runs"
+        f"torch {torch.__version__}, Python {platform.python_version()}; {arguments.clock} clock, medians of alternating runs"
     )
     table = Table(5 if arguments.quick else 15)
     sections: dict[str, Callable[[], None]] = {
