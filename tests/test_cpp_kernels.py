@@ -102,6 +102,18 @@ def test_grid_of_temperatures(temperature: float, dtype: torch.dtype) -> None:
         compare(features, labels, prototypes, temperature=temperature, **options)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("temperature", [0.005, 0.1])
+def test_extreme_weights(temperature: float, dtype: torch.dtype) -> None:
+    """Weights whose sums would leave the exponent range; a chunk may meet the first of them late."""
+    features, labels, prototypes = problem((1, 16, 3000), 7)
+    for scale in (1e-30, 1e30):
+        weight = torch.rand(labels.shape, dtype=torch.float64)
+        weight[0, 1300:1700] *= scale
+        compare(features.to(dtype), labels, prototypes, pixel_weight=weight.float(), temperature=temperature)
+    compare(features.to(dtype), labels, prototypes, pixel_weight=torch.full_like(weight, 1e-10).float(), seed=0)
+
+
 def layouts() -> dict[str, Tensor]:
     """Features of the same shape and values, (2, 48, 9, 16), stored in every way that is read in place."""
     base = torch.randn(2, 48, 9, 16, generator=torch.Generator().manual_seed(2))

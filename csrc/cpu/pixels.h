@@ -6,6 +6,8 @@
 
 namespace proac::PROAC_ISA {
 
+constexpr int kUsualLogWeight = 20;
+
 template <class T>
 struct alignas(64) PixelTile {
   T weight[kTile];       // 0 outside V
@@ -15,6 +17,7 @@ struct alignas(64) PixelTile {
   int64_t first;         // index of the first pixel
   int count;             // pixels; the lanes behind them count as outside V
   int kept;              // pixels in V
+  bool extreme;          // some |log weight| is above kUsualLogWeight
 };
 
 // Reads `count` elements from pixel `first` on, in pixel order.
@@ -64,6 +67,7 @@ static void read_pixels(const PixelView& pixels, int64_t first, int count, Pixel
   read_labels(pixels, first, count, label);
   tile->first = first;
   tile->count = count;
+  tile->extreme = false;
   int kept = 0;
   for (int i = 0; i < kTile; ++i) {
     const bool in_range = i < count && label[i] >= 0 && label[i] < pixels.num_classes;
@@ -97,6 +101,10 @@ static void read_pixels(const PixelView& pixels, int64_t first, int count, Pixel
     kept += keep;
   }
   for (int i = 0; i < kTile; i += kLanes<T>) store(tile->log_weight + i, log<T>(load(tile->weight + i)));
+  for (int i = 0; i < kTile; ++i) {
+    const T size = tile->log_weight[i] < 0 ? -tile->log_weight[i] : tile->log_weight[i];
+    tile->extreme |= size > kUsualLogWeight && size < kInfinity<T>;
+  }
   tile->kept = kept;
 }
 

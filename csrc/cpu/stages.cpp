@@ -99,17 +99,18 @@ void merge_diagnostics(const std::vector<Diagnostics>& parts, int64_t* out) {
 }
 
 // Fresh memory of many megabytes costs more in page faults than in anything else: ask for huge pages, where the system
-// gives them on request. PROAC_HUGE_PAGES=0 switches that off.
-void advise_huge_pages(void* memory, size_t bytes) {
+// gives them on request. PROAC_HUGE_PAGES=0 switches that off. Returns whether they were promised.
+bool advise_huge_pages(void* memory, size_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uintptr_t page = uintptr_t(1) << 21;
   const uintptr_t begin = (reinterpret_cast<uintptr_t>(memory) + page - 1) / page * page;
   const uintptr_t end = (reinterpret_cast<uintptr_t>(memory) + bytes) / page * page;
   const char* wish = std::getenv("PROAC_HUGE_PAGES");
-  if (end < begin + 2 * page || (wish && std::strcmp(wish, "0") == 0)) return;
-  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // only a hint: failure changes nothing
+  if (end < begin + 2 * page || (wish && std::strcmp(wish, "0") == 0)) return false;
+  return madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE) == 0;  // only a hint
 #else
   (void)memory, (void)bytes;
+  return false;
 #endif
 }
 
@@ -303,8 +304,8 @@ std::tuple<Tensor, Tensor> loss_gradients_of(const Tensor& features, const Pixel
     }
     call.gradient.data = gradient.mutable_data_ptr();
     const size_t bytes = gradient.numel() * gradient.element_size();
-    advise_huge_pages(call.gradient.data, bytes);
-    call.stream = bytes >= kStreamBytes;
+    // Small pages are cleared one by one just before they are written: that is done in the cache.
+    call.stream = advise_huge_pages(call.gradient.data, bytes) && bytes >= kStreamBytes;
   } else {
     wanted = torch::stable::new_empty(features, {int64_t(0)});
   }

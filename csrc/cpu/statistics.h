@@ -5,7 +5,8 @@
 
 namespace proac::PROAC_ISA {
 
-// exp(S - 1/tau) can neither overflow nor underflow while 2/tau is at most this: no running maximum is needed.
+// w exp(S - 1/tau) can neither overflow nor underflow while 2/tau is at most this and |log w| at most kUsualLogWeight: no
+// running maximum is needed.
 template <class T>
 constexpr double kFixedMaximumRange = sizeof(T) == 4 ? 60 : 600;
 // Where a running maximum starts: below every similarity, and far above kExcluded, so that exp(kExcluded - it) is 0.
@@ -162,6 +163,16 @@ static void flush(StatisticsState<T>* state) {
   state->pending = 0;
 }
 
+// From a fixed maximum to running ones, where weights are extreme.
+template <class T>
+static __attribute__((noinline)) void start_running(StatisticsState<T>* state) {
+  flush(state);
+  state->running = true;
+  for (int64_t k = 0; k < state->classes; ++k) {
+    if (state->row[kLogZ * state->classes + k] == 0) state->work.class_max[k] = kLowest<T>;
+  }
+}
+
 // The parts of a tile that belong to the pixels' own classes: W_k, sum w S, the twin, and S_{y_i,i} itself.
 template <class T>
 static void add_positives(StatisticsState<T>* state, const PixelTile<T>& tile, const T* own, const T* log_z) {
@@ -201,7 +212,7 @@ static void class_statistics(const StatisticsCall& call, Range range, int64_t ch
   StatisticsState<T> state{
       call, work, classes, false, static_cast<T>(1 / call.temperature), call.partial + chunk * kNumStatistics * classes,
       0};
-  state.running = call.pixels.weights.data || 2 / call.temperature > kFixedMaximumRange<T>;
+  state.running = 2 / call.temperature > kFixedMaximumRange<T>;
   for (int64_t i = 0; i < kNumStatistics * classes; ++i) state.row[i] = 0;
   for (int64_t k = 0; k < classes; ++k) {
     state.row[kHardest * classes + k] = -__builtin_inf();
@@ -222,6 +233,7 @@ static void class_statistics(const StatisticsCall& call, Range range, int64_t ch
       memset(static_cast<T*>(call.positive) + first, 0, tile.count * sizeof(T));
       continue;
     }
+    if (tile.extreme && !state.running) start_running(&state);
     pack_tile<F, T>(call.features, tile, x, &scale);
     const int members = call.sample.rank ? read_levels<T>(call.sample, classes, &tile) : 0;
     if (!sampled.wants(members)) {
