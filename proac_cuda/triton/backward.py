@@ -68,7 +68,7 @@ def inverse_norms(
 
 @triton.jit
 def products(
-    blocks, features, anchors, image, pixel, inside, k0, k, strides,
+    blocks, features, anchors, image, pixel, inside, k0, classes, k, strides,
     K: tl.constexpr, D: tl.constexpr, K_PAD: tl.constexpr, D_PAD: tl.constexpr, BD: tl.constexpr, RESIDENT: tl.constexpr,
     REAL: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
@@ -77,9 +77,11 @@ def products(
     if RESIDENT:
         for part in tl.static_range(len(blocks)):
             d = part * BD + tl.arange(0, BD)
-            # Always true, but it ties x to the loop over classes: else Triton keeps a second copy of all of x, in the form
-            # that tensor cores take, across the loop, and registers or shared memory run out.
-            x = tl.where(k0 < K, blocks[part], 0.0).to(blocks[part].dtype)
+            # Always true, which ties x to the loop over classes: else the compiler keeps a second copy of all of x, in the
+            # form that tensor cores take, across the loop, and registers or shared memory run out. That form is made by
+            # arithmetic where the dtype is wide, and then the condition must not be known before run time.
+            here = k0 < (classes if blocks[part].dtype == REAL else K)
+            x = tl.where(here, blocks[part], 0.0).to(blocks[part].dtype)
             total = add_products(total, anchors, x, k, d, K_PAD, D_PAD, PRECISION, INTERPRETED)
     else:
         for d0 in range(0, D, BD):
@@ -113,7 +115,7 @@ def gradient_of_similarities(
 
 @triton.jit
 def normaliser_of_pixels(
-    blocks, features, anchors, image, pixel, inside, inverse, strides,
+    blocks, features, anchors, image, pixel, inside, inverse, classes, strides,
     K: tl.constexpr, D: tl.constexpr, K_PAD: tl.constexpr, D_PAD: tl.constexpr, KB: tl.constexpr, BD: tl.constexpr,
     RESIDENT: tl.constexpr, REAL: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
@@ -123,7 +125,7 @@ def normaliser_of_pixels(
     for k0 in range(0, K, KB):
         k = k0 + tl.arange(0, KB)
         cosines = products(
-            blocks, features, anchors, image, pixel, inside, k0, k, strides,
+            blocks, features, anchors, image, pixel, inside, k0, classes, k, strides,
             K, D, K_PAD, D_PAD, BD, RESIDENT, REAL, PRECISION, INTERPRETED,
         )  # fmt: skip
         s = tl.where((k < K)[:, None], cosines * inverse[None, :], float("-inf"))
@@ -189,13 +191,13 @@ def store_gradient(
 @triton.jit
 def feature_gradient_kernel(
     features, grad_features, anchors, coefficients, labels, weights, thresholds, rng_state,
-    inverse_temperature: "fp64", ignore_index, P, tiles_per_image,
+    inverse_temperature: "fp64", ignore_index, classes, P, tiles_per_image,
     strides, grad_strides, size, label_size, scale, label_strides, weight_strides,
     K: tl.constexpr, D: tl.constexpr, K_PAD: tl.constexpr, D_PAD: tl.constexpr, PIXEL_ANCHOR: tl.constexpr,
     KB: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr, DO: tl.constexpr, DG: tl.constexpr,
     PRECISION: tl.constexpr, INDEX: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """(11) for a tile of pixels (program axis 0) and DO channels (axis 1)."""
+    """(11) for a tile of pixels (program axis 0) and DO channels (axis 1); ``classes`` is K once more, at run time."""
     REAL: tl.constexpr = coefficients.dtype.element_ty
     DTYPE: tl.constexpr = features.dtype.element_ty
     RESIDENT: tl.constexpr = D <= DO
@@ -214,14 +216,14 @@ def feature_gradient_kernel(
     normaliser = inverse
     if PIXEL_ANCHOR:
         normaliser = normaliser_of_pixels(
-            x, features, anchors, image, pixel, inside, inverse * tau_inverse, strides,
+            x, features, anchors, image, pixel, inside, inverse * tau_inverse, classes, strides,
             K, D, K_PAD, D_PAD, KB, BD, RESIDENT, REAL, PRECISION, INTERPRETED,
         )  # fmt: skip
     if K <= KB:  # one block of classes: g is made block by block of channels
         k = tl.arange(0, KB)
         if not RESIDENT:
             total = products(
-                x, features, anchors, image, pixel, inside, 0, k, strides,
+                x, features, anchors, image, pixel, inside, 0, classes, k, strides,
                 K, D, K_PAD, D_PAD, BD, RESIDENT, REAL, PRECISION, INTERPRETED,
             )  # fmt: skip
         s = total * (inverse * tau_inverse)[None, :]
@@ -247,7 +249,7 @@ def feature_gradient_kernel(
             for k0 in range(0, K, KB):
                 k = k0 + tl.arange(0, KB)
                 total = products(
-                    x, features, anchors, image, pixel, inside, k0, k, strides,
+                    x, features, anchors, image, pixel, inside, k0, classes, k, strides,
                     K, D, K_PAD, D_PAD, BD, RESIDENT, REAL, PRECISION, INTERPRETED,
                 )  # fmt: skip
                 s = total * (inverse * tau_inverse)[None, :]

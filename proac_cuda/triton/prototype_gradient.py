@@ -44,7 +44,7 @@ def prototype_gradient_kernel(
         normaliser = inverse
         if PIXEL_ANCHOR:
             normaliser = normaliser_of_pixels(
-                (), features, anchors, image, pixel, inside, inverse * tau_inverse, strides,
+                (), features, anchors, image, pixel, inside, inverse * tau_inverse, K, strides,
                 K, D, K_PAD, D_PAD, KB, BD, False, REAL, PRECISION, INTERPRETED,
             )  # fmt: skip
         grad = gradient_of_similarities(

@@ -52,6 +52,8 @@ def backward_tiles(dtype: torch.dtype, channels: int, classes: int, architecture
     kb = _power_of_two(classes, 16, 32)
     if dtype == torch.float64:
         return Tiles(16, 32, 16, min(own, 64), min(own, 64), 4, 1)
+    if dtype == torch.float32 and classes > 32:
+        kb = 16  # with 32, registers spill
     pixel_block = INTERPRETER_BM if architecture == "interpreter" else 64
     return Tiles(kb, pixel_block, channel_block, own, min(own, 128), 8, 1)
 
