@@ -35,35 +35,29 @@ def load_blocks(
     D: tl.constexpr, K_PAD: tl.constexpr, D_PAD: tl.constexpr, KB: tl.constexpr, BD: tl.constexpr, DO: tl.constexpr,
     FIRST_PRODUCTS: tl.constexpr, REAL: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """DO channels of a tile from d0 on, as a tuple of blocks (BD, BM); <phat_k, x> of the first KB classes on the way."""
+    """DO channels of a tile from d0 on, as a tuple of blocks (BD, BM), and 1/|x|; on the way <phat_k, x> of KB classes.
+
+    All of it block by block: a block that is needed again later would stay in the registers in two layouts.
+    """
     blocks = ()
-    total = tl.zeros((KB, pixel.shape[0]), REAL)
+    total = tl.full((KB, pixel.shape[0]), 0.0, REAL)
+    squares = tl.full((BD, pixel.shape[0]), 0.0, REAL)
+    far_squares = squares
     for part in tl.static_range(DO // BD):
         d = d0 + part * BD + tl.arange(0, BD)
         x = load_features(features, image, pixel, inside, d, strides, D)
         if FIRST_PRODUCTS:
             total = add_products(total, anchors, x, tl.arange(0, KB), d, K_PAD, D_PAD, PRECISION, INTERPRETED)
+        squares, far_squares = add_squares(squares, far_squares, x.to(REAL))
         blocks = blocks + (x,)
-    return blocks, total
-
-
-@triton.jit
-def inverse_norms(
-    blocks, features, image, pixel, inside, strides,
-    D: tl.constexpr, BD: tl.constexpr, RESIDENT: tl.constexpr, REAL: tl.constexpr,
-):  # fmt: skip
-    """1/|x| of a tile's pixels."""
-    squares = tl.zeros((BD, pixel.shape[0]), REAL)
-    far_squares = squares
-    if RESIDENT:
-        for part in tl.static_range(len(blocks)):
-            squares, far_squares = add_squares(squares, far_squares, blocks[part].to(REAL))
-    else:
-        for d0 in range(0, D, BD):
-            x = load_features(features, image, pixel, inside, d0 + tl.arange(0, BD), strides, D)
+    if D > DO:  # these blocks are not all of x
+        squares = tl.full((BD, pixel.shape[0]), 0.0, REAL)
+        far_squares = squares
+        for d1 in range(0, D, BD):
+            x = load_features(features, image, pixel, inside, d1 + tl.arange(0, BD), strides, D)
             squares, far_squares = add_squares(squares, far_squares, x.to(REAL))
     _, inverse = norm_and_inverse(tl.sum(squares, 0), tl.sum(far_squares, 0))
-    return inverse
+    return blocks, inverse, total
 
 
 @triton.jit
@@ -73,15 +67,17 @@ def products(
     REAL: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """<phat_k, x_i>, (KB, BM), from the blocks in registers or, where those are not all channels, from memory."""
-    total = tl.zeros((k.shape[0], pixel.shape[0]), REAL)
+    total = tl.full((k.shape[0], pixel.shape[0]), 0.0, REAL)
     if RESIDENT:
         for part in tl.static_range(len(blocks)):
             d = part * BD + tl.arange(0, BD)
-            # Always true, which ties x to the loop over classes: else the compiler keeps a second copy of all of x, in the
-            # form that tensor cores take, across the loop, and registers or shared memory run out. That form is made by
-            # arithmetic where the dtype is wide, and then the condition must not be known before run time.
-            here = k0 < (classes if blocks[part].dtype == REAL else K)
-            x = tl.where(here, blocks[part], 0.0).to(blocks[part].dtype)
+            # x as it is, but tied to the loop over classes: else the compiler keeps a second copy of all of x, in the form that
+            # tensor cores take, across the loop, and registers or shared memory run out. That form is made by arithmetic
+            # where the dtype is wide, and then the zero must not be known before run time.
+            if blocks[part].dtype == REAL:
+                x = blocks[part] + tl.where(k0 < classes, 0.0, 1.0)
+            else:
+                x = tl.where(k0 < K, blocks[part], 0.0).to(blocks[part].dtype)
             total = add_products(total, anchors, x, k, d, K_PAD, D_PAD, PRECISION, INTERPRETED)
     else:
         for d0 in range(0, D, BD):
@@ -121,7 +117,7 @@ def normaliser_of_pixels(
 ):  # fmt: skip
     """logsumexp_c S_ci of a tile's pixels; ``inverse`` is 1/(|x| tau)."""
     top = tl.full(inverse.shape, float("-inf"), REAL)
-    total = tl.zeros(inverse.shape, REAL)
+    total = tl.full(inverse.shape, 0.0, REAL)
     for k0 in range(0, K, KB):
         k = k0 + tl.arange(0, KB)
         cosines = products(
@@ -208,11 +204,10 @@ def feature_gradient_kernel(
     )
     d_first = tl.program_id(1) * DO
     tau_inverse = tl.full((), inverse_temperature, REAL)
-    x, total = load_blocks(
+    x, inverse, total = load_blocks(
         features, anchors, image, pixel, inside, d_first, strides,
         D, K_PAD, D_PAD, KB, BD, DO, RESIDENT and K <= KB, REAL, PRECISION, INTERPRETED,
     )  # fmt: skip
-    inverse = inverse_norms(x, features, image, pixel, inside, strides, D, BD, RESIDENT, REAL)
     normaliser = inverse
     if PIXEL_ANCHOR:
         normaliser = normaliser_of_pixels(
@@ -234,7 +229,7 @@ def feature_gradient_kernel(
         grad_operands = operands(grad * tau_inverse, 0, DTYPE, INTERPRETED)
         for part in tl.static_range(BLOCKS):
             d = d_first + part * BD + tl.arange(0, BD)
-            g = tl.zeros((BD, BM), REAL)
+            g = tl.full((BD, BM), 0.0, REAL)
             g = add_gradient(g, anchors, k, d, grad_operands, K_PAD, D_PAD, PRECISION, INTERPRETED)
             store_gradient(
                 grad_features, image, pixel, inside, d, grad_strides, g, x[part], along, inverse, label >= 0, D, INTERPRETED
@@ -243,8 +238,8 @@ def feature_gradient_kernel(
         for first in tl.static_range(0, BLOCKS, DG // BD):
             sums = ()
             for _ in tl.static_range(DG // BD):
-                sums = sums + (tl.zeros((BD, BM), REAL),)
-            along = tl.zeros((BM,), REAL)
+                sums = sums + (tl.full((BD, BM), 0.0, REAL),)
+            along = tl.full((BM,), 0.0, REAL)
             done = tl.full((), 0, tl.int32)
             for k0 in range(0, K, KB):
                 k = k0 + tl.arange(0, KB)

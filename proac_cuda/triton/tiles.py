@@ -38,7 +38,9 @@ def forward_tiles(dtype: torch.dtype, channels: int, classes: int, architecture:
     if dtype == torch.float64:
         return Tiles(_power_of_two(classes, 16, 32), 32, 16, 0, 0, 4, 2)
     kb = _power_of_two(classes, 16, 256)
-    pixel_block = INTERPRETER_BM if architecture == "interpreter" else 64
+    pixel_block = 64 if kb < 256 else 32  # more, and registers spill
+    if architecture == "interpreter":
+        pixel_block = INTERPRETER_BM
     return Tiles(kb, pixel_block, channel_block, 0, 0, 8 if kb > 64 else 4, 2)
 
 
