@@ -35,51 +35,49 @@ def load_blocks(
     D: tl.constexpr, K_PAD: tl.constexpr, D_PAD: tl.constexpr, KB: tl.constexpr, BD: tl.constexpr, DO: tl.constexpr,
     FIRST_PRODUCTS: tl.constexpr, REAL: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """DO channels of a tile from d0 on, as a tuple of blocks (BD, BM); <phat_k, x> of the first KB classes on the way."""
+    """DO channels of a tile from d0 on, as a tuple of blocks (BD, BM), and 1/|x|; on the way <phat_k, x> of KB classes.
+
+    All of it block by block: a block that is needed again later would stay in the registers in two layouts.
+    """
     blocks = ()
-    total = tl.zeros((KB, pixel.shape[0]), REAL)
+    total = tl.full((KB, pixel.shape[0]), 0.0, REAL)
+    squares = tl.full((BD, pixel.shape[0]), 0.0, REAL)
+    far_squares = squares
     for part in tl.static_range(DO // BD):
         d = d0 + part * BD + tl.arange(0, BD)
         x = load_features(features, image, pixel, inside, d, strides, D)
         if FIRST_PRODUCTS:
             total = add_products(total, anchors, x, tl.arange(0, KB), d, K_PAD, D_PAD, PRECISION, INTERPRETED)
+        squares, far_squares = add_squares(squares, far_squares, x.to(REAL))
         blocks = blocks + (x,)
-    return blocks, total
-
-
-@triton.jit
-def inverse_norms(
-    blocks, features, image, pixel, inside, strides,
-    D: tl.constexpr, BD: tl.constexpr, RESIDENT: tl.constexpr, REAL: tl.constexpr,
-):  # fmt: skip
-    """1/|x| of a tile's pixels."""
-    squares = tl.zeros((BD, pixel.shape[0]), REAL)
-    far_squares = squares
-    if RESIDENT:
-        for part in tl.static_range(len(blocks)):
-            squares, far_squares = add_squares(squares, far_squares, blocks[part].to(REAL))
-    else:
-        for d0 in range(0, D, BD):
-            x = load_features(features, image, pixel, inside, d0 + tl.arange(0, BD), strides, D)
+    if D > DO:  # these blocks are not all of x
+        squares = tl.full((BD, pixel.shape[0]), 0.0, REAL)
+        far_squares = squares
+        for d1 in range(0, D, BD):
+            x = load_features(features, image, pixel, inside, d1 + tl.arange(0, BD), strides, D)
             squares, far_squares = add_squares(squares, far_squares, x.to(REAL))
     _, inverse = norm_and_inverse(tl.sum(squares, 0), tl.sum(far_squares, 0))
-    return inverse
+    return blocks, inverse, total
 
 
 @triton.jit
 def products(
-    blocks, features, anchors, image, pixel, inside, k0, k, strides,
+    blocks, features, anchors, image, pixel, inside, k0, classes, k, strides,
     K: tl.constexpr, D: tl.constexpr, K_PAD: tl.constexpr, D_PAD: tl.constexpr, BD: tl.constexpr, RESIDENT: tl.constexpr,
     REAL: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """<phat_k, x_i>, (KB, BM), from the blocks in registers or, where those are not all channels, from memory."""
-    total = tl.zeros((k.shape[0], pixel.shape[0]), REAL)
+    total = tl.full((k.shape[0], pixel.shape[0]), 0.0, REAL)
     if RESIDENT:
         for part in tl.static_range(len(blocks)):
             d = part * BD + tl.arange(0, BD)
-            # Always true, but it ties x to the loop over classes: else Triton keeps a second copy of all of x, in the form
-            # that tensor cores take, across the loop, and registers or shared memory run out.
-            x = tl.where(k0 < K, blocks[part], 0.0).to(blocks[part].dtype)
+            # x as it is, but tied to the loop over classes: else the compiler keeps a second copy of all of x, in the form that
+            # tensor cores take, across the loop, and registers or shared memory run out. That form is made by arithmetic
+            # where the dtype is wide, and then the zero must not be known before run time.
+            if blocks[part].dtype == REAL:
+                x = blocks[part] + tl.where(k0 < classes, 0.0, 1.0)
+            else:
+                x = tl.where(k0 < K, blocks[part], 0.0).to(blocks[part].dtype)
             total = add_products(total, anchors, x, k, d, K_PAD, D_PAD, PRECISION, INTERPRETED)
     else:
         for d0 in range(0, D, BD):
@@ -113,17 +111,17 @@ def gradient_of_similarities(
 
 @triton.jit
 def normaliser_of_pixels(
-    blocks, features, anchors, image, pixel, inside, inverse, strides,
+    blocks, features, anchors, image, pixel, inside, inverse, classes, strides,
     K: tl.constexpr, D: tl.constexpr, K_PAD: tl.constexpr, D_PAD: tl.constexpr, KB: tl.constexpr, BD: tl.constexpr,
     RESIDENT: tl.constexpr, REAL: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """logsumexp_c S_ci of a tile's pixels; ``inverse`` is 1/(|x| tau)."""
     top = tl.full(inverse.shape, float("-inf"), REAL)
-    total = tl.zeros(inverse.shape, REAL)
+    total = tl.full(inverse.shape, 0.0, REAL)
     for k0 in range(0, K, KB):
         k = k0 + tl.arange(0, KB)
         cosines = products(
-            blocks, features, anchors, image, pixel, inside, k0, k, strides,
+            blocks, features, anchors, image, pixel, inside, k0, classes, k, strides,
             K, D, K_PAD, D_PAD, BD, RESIDENT, REAL, PRECISION, INTERPRETED,
         )  # fmt: skip
         s = tl.where((k < K)[:, None], cosines * inverse[None, :], float("-inf"))
@@ -189,13 +187,13 @@ def store_gradient(
 @triton.jit
 def feature_gradient_kernel(
     features, grad_features, anchors, coefficients, labels, weights, thresholds, rng_state,
-    inverse_temperature: "fp64", ignore_index, P, tiles_per_image,
+    inverse_temperature: "fp64", ignore_index, classes, P, tiles_per_image,
     strides, grad_strides, size, label_size, scale, label_strides, weight_strides,
     K: tl.constexpr, D: tl.constexpr, K_PAD: tl.constexpr, D_PAD: tl.constexpr, PIXEL_ANCHOR: tl.constexpr,
     KB: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr, DO: tl.constexpr, DG: tl.constexpr,
     PRECISION: tl.constexpr, INDEX: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """(11) for a tile of pixels (program axis 0) and DO channels (axis 1)."""
+    """(11) for a tile of pixels (program axis 0) and DO channels (axis 1); ``classes`` is K once more, at run time."""
     REAL: tl.constexpr = coefficients.dtype.element_ty
     DTYPE: tl.constexpr = features.dtype.element_ty
     RESIDENT: tl.constexpr = D <= DO
@@ -206,22 +204,21 @@ def feature_gradient_kernel(
     )
     d_first = tl.program_id(1) * DO
     tau_inverse = tl.full((), inverse_temperature, REAL)
-    x, total = load_blocks(
+    x, inverse, total = load_blocks(
         features, anchors, image, pixel, inside, d_first, strides,
         D, K_PAD, D_PAD, KB, BD, DO, RESIDENT and K <= KB, REAL, PRECISION, INTERPRETED,
     )  # fmt: skip
-    inverse = inverse_norms(x, features, image, pixel, inside, strides, D, BD, RESIDENT, REAL)
     normaliser = inverse
     if PIXEL_ANCHOR:
         normaliser = normaliser_of_pixels(
-            x, features, anchors, image, pixel, inside, inverse * tau_inverse, strides,
+            x, features, anchors, image, pixel, inside, inverse * tau_inverse, classes, strides,
             K, D, K_PAD, D_PAD, KB, BD, RESIDENT, REAL, PRECISION, INTERPRETED,
         )  # fmt: skip
     if K <= KB:  # one block of classes: g is made block by block of channels
         k = tl.arange(0, KB)
         if not RESIDENT:
             total = products(
-                x, features, anchors, image, pixel, inside, 0, k, strides,
+                x, features, anchors, image, pixel, inside, 0, classes, k, strides,
                 K, D, K_PAD, D_PAD, BD, RESIDENT, REAL, PRECISION, INTERPRETED,
             )  # fmt: skip
         s = total * (inverse * tau_inverse)[None, :]
@@ -232,7 +229,7 @@ def feature_gradient_kernel(
         grad_operands = operands(grad * tau_inverse, 0, DTYPE, INTERPRETED)
         for part in tl.static_range(BLOCKS):
             d = d_first + part * BD + tl.arange(0, BD)
-            g = tl.zeros((BD, BM), REAL)
+            g = tl.full((BD, BM), 0.0, REAL)
             g = add_gradient(g, anchors, k, d, grad_operands, K_PAD, D_PAD, PRECISION, INTERPRETED)
             store_gradient(
                 grad_features, image, pixel, inside, d, grad_strides, g, x[part], along, inverse, label >= 0, D, INTERPRETED
@@ -241,13 +238,13 @@ def feature_gradient_kernel(
         for first in tl.static_range(0, BLOCKS, DG // BD):
             sums = ()
             for _ in tl.static_range(DG // BD):
-                sums = sums + (tl.zeros((BD, BM), REAL),)
-            along = tl.zeros((BM,), REAL)
+                sums = sums + (tl.full((BD, BM), 0.0, REAL),)
+            along = tl.full((BM,), 0.0, REAL)
             done = tl.full((), 0, tl.int32)
             for k0 in range(0, K, KB):
                 k = k0 + tl.arange(0, KB)
                 total = products(
-                    x, features, anchors, image, pixel, inside, k0, k, strides,
+                    x, features, anchors, image, pixel, inside, k0, classes, k, strides,
                     K, D, K_PAD, D_PAD, BD, RESIDENT, REAL, PRECISION, INTERPRETED,
                 )  # fmt: skip
                 s = total * (inverse * tau_inverse)[None, :]

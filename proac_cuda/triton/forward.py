@@ -35,8 +35,8 @@ def similarities(
     PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """(1): S (KB, BM) of a tile, its features read once; and 1/|x|."""
-    total = tl.zeros((k.shape[0], pixel.shape[0]), REAL)
-    squares = tl.zeros((BD, pixel.shape[0]), REAL)
+    total = tl.full((k.shape[0], pixel.shape[0]), 0.0, REAL)
+    squares = tl.full((BD, pixel.shape[0]), 0.0, REAL)
     far_squares = squares
     for d0 in range(0, D, BD):
         d = d0 + tl.arange(0, BD)
@@ -74,11 +74,11 @@ def class_statistics_kernel(
     tau_inverse = tl.full((), inverse_temperature, REAL)
     maximum = tl.full((KB,), float("-inf"), REAL)
     hardest = tl.full((KB,), float("-inf"), REAL)
-    exp_sum = tl.zeros((KB,), REAL)
-    weight_sum = tl.zeros((KB,), REAL)
-    negative_weight = tl.zeros((KB,), REAL)
-    positive_sum = tl.zeros((KB,), REAL)
-    pixel_loss_sum = tl.zeros((KB,), REAL)
+    exp_sum = tl.full((KB,), 0.0, REAL)
+    weight_sum = tl.full((KB,), 0.0, REAL)
+    negative_weight = tl.full((KB,), 0.0, REAL)
+    positive_sum = tl.full((KB,), 0.0, REAL)
+    pixel_loss_sum = tl.full((KB,), 0.0, REAL)
     bad_labels, first_label = tl.full((), 0, tl.int64), tl.full((), 0, tl.int64)
     bad_weights, first_weight = tl.full((), 0, tl.int64), tl.full((), 0, tl.int64)
 
@@ -104,7 +104,7 @@ def class_statistics_kernel(
             if log_normaliser is None:
                 everyone = tl.where((k < K)[:, None], s, float("-inf"))
                 low = tl.full((BM,), float("-inf"), REAL)
-                top, total = add_to_log_sum(low, tl.zeros((BM,), REAL), everyone, 0)
+                top, total = add_to_log_sum(low, tl.full((BM,), 0.0, REAL), everyone, 0)
                 normaliser = top + tl.log(total)
             else:
                 normaliser = tl.load(log_normaliser + index, mask=inside, other=0.0)
@@ -156,7 +156,7 @@ def merge_statistics_kernel(
     plane = chunks * K
     maximum = tl.full((KB,), float("-inf"), REAL)
     hardest = tl.full((KB,), float("-inf"), REAL)
-    exp_sum = tl.zeros((KB,), REAL)
+    exp_sum = tl.full((KB,), 0.0, REAL)
     for c0 in range(0, chunks, CB):
         c = c0 + tl.arange(0, CB)
         mask = (c < chunks)[:, None] & (k < K)[None, :]
@@ -173,7 +173,7 @@ def merge_statistics_kernel(
     hardest = tl.where(exp_sum == exp_sum, hardest, float("nan"))  # a maximum passes over NaN, the sum did not
     tl.store(statistics + HARDEST_NEGATIVE * K + k, hardest, mask=k < K)
     for statistic in tl.static_range(1, 5):
-        total = tl.zeros((KB,), REAL)
+        total = tl.full((KB,), 0.0, REAL)
         for c0 in range(0, chunks, CB):
             c = c0 + tl.arange(0, CB)
             mask = (c < chunks)[:, None] & (k < K)[None, :]
@@ -206,7 +206,7 @@ def log_normaliser_kernel(
     REAL: tl.constexpr = log_normaliser.dtype.element_ty
     image, pixel, index, inside = tile_of_pixels(tl.program_id(0), tiles_per_image, P, BM, INDEX)
     top = tl.full((BM,), float("-inf"), REAL)
-    total = tl.zeros((BM,), REAL)
+    total = tl.full((BM,), 0.0, REAL)
     for k0 in range(0, K, KB):
         k = k0 + tl.arange(0, KB)
         s, _ = similarities(
@@ -243,8 +243,8 @@ def positive_sums_kernel(
     REAL: tl.constexpr = partials.dtype.element_ty
     chunk, block = tl.program_id(0), tl.program_id(1)
     k = block * KB + tl.arange(0, KB)
-    softplus_sum = tl.zeros((KB,), REAL)
-    sigmoid_sum = tl.zeros((KB,), REAL)
+    softplus_sum = tl.full((KB,), 0.0, REAL)
+    sigmoid_sum = tl.full((KB,), 0.0, REAL)
     for tile in range(chunk * tiles_per_chunk, tl.minimum((chunk + 1) * tiles_per_chunk, tiles)):
         _, _, index, inside = tile_of_pixels(tile, tiles_per_image, P, BM, INDEX)
         label, weight, _, _, _, _ = read_pixels(

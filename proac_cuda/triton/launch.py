@@ -354,6 +354,7 @@ def loss_gradients(
             run(
                 backward.feature_gradient_kernel, (total, triton.cdiv(channels, feature_tile.DO)),
                 grad_features=grad_features, grad_strides=pixels.strides[1], tiles_per_image=per_image,
+                classes=num_classes,
                 **common, **anchors.arguments, **_blocks(feature_tile, "KB", "BM", "BD", "DO", "DG"),
             )  # fmt: skip
         if prototypes_need_grad:

@@ -31,12 +31,12 @@ def over(numerator, denominator):
 def total_weights(statistics, class_weight, K: tl.constexpr, KB: tl.constexpr):
     """Sum of c_k over the classes that are present, and sum_V w."""
     REAL: tl.constexpr = statistics.dtype.element_ty
-    classes = tl.zeros((KB,), REAL)
-    pixels = tl.zeros((KB,), REAL)
+    classes = tl.full((KB,), 0.0, REAL)
+    pixels = tl.full((KB,), 0.0, REAL)
     for k0 in range(0, K, KB):
         k = k0 + tl.arange(0, KB)
         weight = tl.load(statistics + WEIGHT * K + k, mask=k < K, other=0.0)
-        c = tl.zeros((KB,), REAL) + 1.0
+        c = tl.full((KB,), 0.0, REAL) + 1.0
         if class_weight is not None:
             c = tl.load(class_weight + k, mask=k < K, other=0.0)
         classes += tl.where(weight > 0, c, 0.0)
@@ -51,8 +51,8 @@ def reduce_loss_kernel(
 ):  # fmt: skip
     """(4) and (6): the loss, one number or K of them. One program."""
     REAL: tl.constexpr = statistics.dtype.element_ty
-    losses = tl.zeros((KB,), REAL)
-    pixel_losses = tl.zeros((KB,), REAL)
+    losses = tl.full((KB,), 0.0, REAL)
+    pixel_losses = tl.full((KB,), 0.0, REAL)
     for k0 in range(0, K, KB):
         k = k0 + tl.arange(0, KB)
         weight = tl.load(statistics + WEIGHT * K + k, mask=k < K, other=0.0)
@@ -79,7 +79,7 @@ def merge_sums_kernel(partials, merged, chunks, K: tl.constexpr, KB: tl.constexp
     """:func:`proac_cuda.stages.merge_positive_sums` over the chunks, in their order."""
     k = tl.program_id(0) * KB + tl.arange(0, KB)
     for row in tl.static_range(2):
-        total = tl.zeros((KB,), partials.dtype.element_ty)
+        total = tl.full((KB,), 0.0, partials.dtype.element_ty)
         for c0 in range(0, chunks, CB):
             c = c0 + tl.arange(0, CB)
             mask = (c < chunks)[:, None] & (k < K)[None, :]
@@ -99,7 +99,7 @@ def prepare_kernel(
     REAL: tl.constexpr = prototypes.dtype.element_ty
     PART: tl.constexpr = anchors.dtype.element_ty
     k = tl.program_id(0) * RB + tl.arange(0, RB)
-    squares = tl.zeros((RB, DB), REAL)
+    squares = tl.full((RB, DB), 0.0, REAL)
     far_squares = squares
     for d0 in range(0, D, DB):
         d = d0 + tl.arange(0, DB)

@@ -31,7 +31,7 @@ def prototype_gradient_kernel(
     k = tl.program_id(1) * KB + tl.arange(0, KB)
     d_own = tl.program_id(2) * DO + tl.arange(0, DO)
     tau_inverse = tl.full((), inverse_temperature, REAL)
-    total = tl.zeros((KB, DO), REAL)
+    total = tl.full((KB, DO), 0.0, REAL)
     for tile in range(chunk * tiles_per_chunk, tl.minimum((chunk + 1) * tiles_per_chunk, tiles)):
         image, pixel, index, inside = tile_of_pixels(tile, tiles_per_image, P, BM, INDEX)
         label, weight, _, _, _, _ = read_pixels(
@@ -44,7 +44,7 @@ def prototype_gradient_kernel(
         normaliser = inverse
         if PIXEL_ANCHOR:
             normaliser = normaliser_of_pixels(
-                (), features, anchors, image, pixel, inside, inverse * tau_inverse, strides,
+                (), features, anchors, image, pixel, inside, inverse * tau_inverse, K, strides,
                 K, D, K_PAD, D_PAD, KB, BD, False, REAL, PRECISION, INTERPRETED,
             )  # fmt: skip
         grad = gradient_of_similarities(
@@ -56,7 +56,7 @@ def prototype_gradient_kernel(
         x = tl.trans(tl.where(kept, x, 0.0).to(DTYPE))
         if DTYPE == tl.float16 or DTYPE == tl.bfloat16:
             high, low, peak = operands(grad, 1, DTYPE, INTERPRETED)
-            part = dot(low, x, tl.zeros((KB, DO), REAL), PRECISION, INTERPRETED)
+            part = dot(low, x, tl.full((KB, DO), 0.0, REAL), PRECISION, INTERPRETED)
             total += dot(high, x, part, PRECISION, INTERPRETED) * peak
         else:
             total = dot(grad, x, total, PRECISION, INTERPRETED)
@@ -73,7 +73,7 @@ def merge_prototype_gradient_kernel(
     k = tl.program_id(0)
     norm = tl.load(norms + k)
     inverse = tl.where(norm <= EPS, 0.0, 1.0 / norm)
-    along = tl.zeros((DB,), REAL)
+    along = tl.full((DB,), 0.0, REAL)
     for d0 in range(0, D, DB):
         d = d0 + tl.arange(0, DB)
         g = chunk_sum(partials, k, d, chunks, K, D)
@@ -90,7 +90,7 @@ def merge_prototype_gradient_kernel(
 @triton.jit
 def chunk_sum(partials, k, d, chunks, K: tl.constexpr, D: tl.constexpr):
     """Channels d of class k, summed over the chunks in their order."""
-    total = tl.zeros(d.shape, partials.dtype.element_ty)
+    total = tl.full(d.shape, 0.0, partials.dtype.element_ty)
     for chunk in range(0, chunks):
         total += tl.load(partials + (tl.full((), chunk, tl.int64) * K + k) * D + d, mask=d < D, other=0.0)
     return total

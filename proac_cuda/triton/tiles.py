@@ -38,22 +38,38 @@ def forward_tiles(dtype: torch.dtype, channels: int, classes: int, architecture:
     if dtype == torch.float64:
         return Tiles(_power_of_two(classes, 16, 32), 32, 16, 0, 0, 4, 2)
     kb = _power_of_two(classes, 16, 256)
-    pixel_block = INTERPRETER_BM if architecture == "interpreter" else 64
+    pixel_block = 64 if kb < 256 else 32  # more, and registers spill
+    if architecture == "interpreter":
+        pixel_block = INTERPRETER_BM
     return Tiles(kb, pixel_block, channel_block, 0, 0, 8 if kb > 64 else 4, 2)
 
 
 def backward_tiles(dtype: torch.dtype, channels: int, classes: int, architecture: str) -> Tiles:
     """Of the feature gradient. A thread holds DO x BM / 256 features and, of several blocks of classes, DG x BM / 256 sums.
 
-    KB < BM, so that Triton lays the warps along the pixels, 8 to a warp, and not along the classes.
+    KB < BM, so that Triton lays the warps along the pixels, 8 to a warp, and not along the classes. The choices below are
+    the largest under which no register spills; with DO < D the features are read once more for each DO channels.
     """
     channel_block = _power_of_two(channels, 16, 32)
-    own = _power_of_two(channels, channel_block, 256)
     kb = _power_of_two(classes, 16, 32)
+    several = classes > 32  # blocks of classes
+    held, grown = 256, 128
     if dtype == torch.float64:
-        return Tiles(16, 32, 16, min(own, 64), min(own, 64), 4, 1)
-    pixel_block = INTERPRETER_BM if architecture == "interpreter" else 64
-    return Tiles(kb, pixel_block, channel_block, own, min(own, 128), 8, 1)
+        kb, held, grown = 16, 64, 64
+    elif architecture == "sm_90":
+        held = 128 if several and dtype != torch.float32 else 256
+    elif architecture not in ("sm_80", "interpreter"):
+        held = 128 if several or dtype == torch.float32 else 256
+    if dtype == torch.float32 and several:
+        kb = 16
+    if dtype == torch.float16 and several:
+        grown = 64
+    own = _power_of_two(channels, channel_block, held)
+    if architecture == "interpreter":
+        return Tiles(kb, INTERPRETER_BM, channel_block, own, min(own, grown), 4, 1)
+    if dtype == torch.float64:
+        return Tiles(kb, 32, 16, own, min(own, grown), 4, 1)
+    return Tiles(kb, 64, channel_block, own, min(own, grown), 8, 1)
 
 
 def prototype_tiles(dtype: torch.dtype, channels: int, classes: int, architecture: str) -> Tiles:
@@ -63,4 +79,5 @@ def prototype_tiles(dtype: torch.dtype, channels: int, classes: int, architectur
         return Tiles(kb, INTERPRETER_BM, _power_of_two(channels, 16, 32), _power_of_two(channels, 16, 128), 0, 4, 1)
     if dtype == torch.float64:
         return Tiles(16, 16, 16, _power_of_two(channels, 16, 64), 0, 4, 1)
-    return Tiles(kb, 32, _power_of_two(channels, 16, 32), _power_of_two(channels, 16, 128), 0, 4, 1)
+    widest = 64 if dtype == torch.float32 else 128  # more, and registers spill
+    return Tiles(kb, 32, _power_of_two(channels, 16, 32), _power_of_two(channels, 16, widest), 0, 4, 1)

@@ -1,0 +1,100 @@
+"""The Triton kernels compiled for GPUs that are not there: no spills, enough shared memory, AMD too; their PTX run."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="Triton is not installed")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("Triton's interpreter is on: nothing is compiled", allow_module_level=True)
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+
+import compiled_facts  # noqa: E402
+import triton_ptxsim  # noqa: E402
+from triton_offline import Compiler, instead_of_launching  # noqa: E402
+
+from proac_cuda import reference  # noqa: E402
+from proac_cuda.triton import launch  # noqa: E402
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("classes", [19, 150])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
+@pytest.mark.parametrize("architecture", compiled_facts.ARCHITECTURES)
+def test_no_spills(architecture, dtype, classes):
+    rows = list(compiled_facts.triton_rows([architecture], [dtype], [classes]))
+    assert len({row.kernel for row in rows}) >= 10
+    for row in rows:
+        assert row.spilled == 0 and row.local_accesses == 0, row
+        assert row.shared <= compiled_facts.SHARED_LIMIT[architecture], row
+    products = [row for row in rows if row.kernel in ("class_statistics_kernel", "feature_gradient_kernel")]
+    if not (dtype == "float64" and architecture != "sm_80"):
+        assert all(row.tensor_core > 0 for row in products), products
+
+
+@pytest.mark.parametrize("architecture", compiled_facts.ARCHITECTURES)
+def test_the_smallest_of_each_architecture(architecture):
+    rows = compiled_facts.triton_rows([architecture], ["bfloat16"], [19])
+    assert all(row.spilled == 0 for row in rows)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("architecture", ["gfx90a", "gfx942"])
+def test_compiles_for_amd(architecture, dtype):
+    compiler = Compiler(architecture)
+    compiled_facts.stage_launches(compiler, dtype, 64, 19, sampled=True)
+    for compiled in compiler.launches:
+        assert compiled.compiled.asm["hsaco"]
+        assert compiled.compiled.metadata.shared <= 64 << 10, compiled.name
+
+
+def _steps(run, features, labels, prototypes, real):
+    """Forward and backward through the stages of ``run``: positive, statistics, loss, gradient."""
+    statistics, positive, _ = run.class_statistics(features, labels, None, prototypes, None, None, 0.1, 255, False, False)
+    sums = run.positive_sums(positive, labels, None, statistics, 255, False)
+    loss = run.reduce_loss(statistics, sums, None, 0.0, 1)
+    gradient, _ = run.loss_gradients(
+        features, labels, None, prototypes, None, None, statistics, sums, None, torch.ones((), dtype=real),
+        0.1, 255, False, 0.0, 1, True, False,
+    )  # fmt: skip
+    return positive, statistics, loss, gradient
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(triton_ptxsim.why_not() is not None, reason=str(triton_ptxsim.why_not()))
+@pytest.mark.parametrize("classes", [19, 150])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_ptx_gives_right_results_and_touches_each_sector_once(dtype, layout, classes):
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(1, 256, 64, 64, generator=generator).to(dtype).contiguous(memory_format=layout)
+    labels = torch.randint(0, classes, (1, 128, 128), generator=generator)
+    labels[torch.rand(labels.shape, generator=generator) < 0.1] = 255
+    prototypes = torch.randn(classes, 256, generator=generator)
+    simulator = triton_ptxsim.Simulator()
+    with instead_of_launching(simulator):
+        positive, statistics, loss, gradient = _steps(launch, features, labels, prototypes, torch.float32)
+    truth = _steps(reference, features.double(), labels, prototypes.double(), torch.float64)
+
+    cosine_error = 1e-6 if dtype == torch.float32 else 2e-6
+    assert (positive - truth[0]).abs().max() * 0.1 <= cosine_error
+    assert ((statistics[0] - truth[1][0]).abs() <= cosine_error / 0.1 + 2e-6 * truth[1][0].abs()).all()
+    assert abs(loss - truth[2]) <= cosine_error / 0.1 + 2e-6 * truth[2].abs()
+    rounded = truth[3].to(dtype).double() - truth[3] if dtype != torch.float32 else torch.zeros(())
+    tolerance = 1e-6 + 4e-5 if dtype == torch.float32 else 2e-4
+    assert (gradient.double() - truth[3]).norm() <= tolerance * truth[3].norm() + rounded.norm()
+
+    floor = features.numel() * features.element_size() / 32
+    traffic = {name: arrays for name, _, arrays in simulator.counters}
+    assert floor <= traffic["class_statistics_kernel"]["features"]["read_sectors"] <= 1.10 * floor
+    assert floor <= traffic["feature_gradient_kernel"]["features"]["read_sectors"] <= 1.10 * floor
+    assert floor <= traffic["feature_gradient_kernel"]["grad_features"]["write_sectors"] <= 1.10 * floor
+    assert all(counters.uninitialised_loads == 0 for _, counters, _ in simulator.counters)
+    assert [name for name, _, _ in simulator.counters if name != "prepare_kernel"].count("class_statistics_kernel") == 1
+    assert len(simulator.counters) == 6 + 2, "launches: forward 6, backward 2"

@@ -1,0 +1,98 @@
+"""The suite of all backends, run for the Triton kernels by Triton's interpreter, in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+ROOT = Path(__file__).resolve().parents[1]
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+FILES = ["test_against_oracle.py", "test_behaviour.py", "test_bad_input.py", "test_properties.py", "test_triton_interpreter.py"]
+
+
+def _environment(**changes: str) -> dict[str, str]:
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": path, **changes}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(INTERPRETED, reason="this is the process with the interpreter")
+def test_the_suite_in_the_interpreter():
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "triton_interpreter", "--backend", "triton", "-W", "ignore"]
+    done = subprocess.run(
+        [*command, *FILES], cwd=ROOT / "tests", env=_environment(TRITON_INTERPRET="1"), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout and " failed" not in done.stdout
+
+
+@pytest.mark.skipif(INTERPRETED, reason="asks what happens without the interpreter")
+def test_cpu_tensors_without_the_interpreter():
+    import proac_cuda
+
+    arguments = torch.zeros(3, 4), torch.zeros(3, dtype=torch.int64), torch.eye(2, 4)
+    with pytest.raises(RuntimeError, match="TRITON_INTERPRET=1"):
+        proac_cuda.proac_loss(*arguments, backend="triton")
+
+
+def test_imports_without_triton():
+    """A machine without Triton: the package imports, and the backend says what is missing."""
+    script = (
+        "import sys; sys.modules['triton'] = None\n"
+        "import importlib.util; find = importlib.util.find_spec\n"
+        "importlib.util.find_spec = lambda name, *a: None if name == 'triton' else find(name, *a)\n"
+        "import proac_cuda; print(proac_cuda.available_backends()['triton'])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], env=_environment(), capture_output=True, text=True, check=True)
+    assert "Triton is not installed" in done.stdout
+
+
+def test_importing_the_package_imports_no_kernels():
+    script = "import sys, proac_cuda; print(any(m.startswith('proac_cuda.triton.') for m in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], env=_environment(), capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="needs TRITON_INTERPRET=1")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("channels, classes", [(72, 5), (300, 37), (20, 40)], ids=str)
+def test_every_loop_goes_round(monkeypatch, dtype, channels, classes):
+    """Tiles so small that pixels, classes, channels and chunks all come in several, the last of each ragged."""
+    from compare import gradient_tolerance
+
+    import proac_cuda
+    from proac_cuda.triton import tiles
+
+    monkeypatch.setattr(tiles, "MAX_CHUNKS", 3)
+    monkeypatch.setattr(tiles, "MAX_PROTOTYPE_CHUNKS", 2)
+    monkeypatch.setattr(tiles, "forward_tiles", lambda *_: tiles.Tiles(16, 16, 16, 0, 0, 4, 1))
+    monkeypatch.setattr(tiles, "backward_tiles", lambda *_: tiles.Tiles(16, 32, 16, 64, 32, 4, 1))
+    monkeypatch.setattr(tiles, "prototype_tiles", lambda *_: tiles.Tiles(16, 16, 16, 32, 0, 4, 1))
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(2, channels, 7, 9, generator=generator).to(dtype)
+    labels = torch.randint(0, classes, (2, 14, 13), generator=generator)
+    labels[torch.rand(labels.shape, generator=generator) < 0.2] = 255
+    real = torch.float64 if dtype == torch.float64 else torch.float32
+    prototypes = torch.randn(classes, channels, generator=generator).to(real)
+    options = {"pixel_anchor_weight": 0.5, "num_negatives": 20, "seed": 4, "return_stats": True}
+    answers = []
+    for backend, kind in (("triton", dtype), ("reference", torch.float64)):
+        x = features.to(kind).requires_grad_()
+        p = prototypes.to(torch.promote_types(kind, real)).requires_grad_()
+        loss, stats = proac_cuda.proac_loss(x, labels, p, backend=backend, **options)
+        loss.backward()
+        answers.append((loss.detach().double(), stats, x.grad.double(), p.grad.double()))
+    (loss, stats, dx, dp), (true_loss, true_stats, true_dx, true_dp) = answers
+    tolerance = gradient_tolerance(dtype, 0.1)
+    rounded = (true_dx.to(dtype).double() - true_dx).norm() if dtype in (torch.float16, torch.bfloat16) else 0
+    assert abs(loss - true_loss) <= {torch.float64: 1e-12}.get(dtype, 5e-5) * true_loss
+    assert (dx - true_dx).norm() <= tolerance * true_dx.norm() + rounded
+    assert (dp - true_dp).norm() <= tolerance * true_dp.norm()
+    torch.testing.assert_close(stats.log_z.double(), true_stats.log_z.double(), rtol=2e-6, atol=5e-5)
