@@ -70,7 +70,9 @@ class Simulator:
             for place, part in enumerate(value):
                 self._add(launch, (*path, place), name, part, values, arrays)
         elif isinstance(value, Tensor):
-            size = 1 + sum((n - 1) * s for n, s in zip(value.shape, value.stride(), strict=True)) if value.numel() else 1
+            size = (
+                1 + sum((n - 1) * s for n, s in zip(value.shape, value.stride(), strict=True)) if value.numel() else 1
+            )
             storage = torch.zeros(size, dtype=value.dtype)
             if value.numel():
                 torch.as_strided(storage, value.shape, value.stride()).copy_(value)

@@ -56,7 +56,9 @@ def test_compiles_for_amd(architecture, dtype):
 
 def _steps(run, features, labels, prototypes, real):
     """Forward and backward through the stages of ``run``: positive, statistics, loss, gradient."""
-    statistics, positive, _ = run.class_statistics(features, labels, None, prototypes, None, None, 0.1, 255, False, False)
+    statistics, positive, _ = run.class_statistics(
+        features, labels, None, prototypes, None, None, 0.1, 255, False, False
+    )
     sums = run.positive_sums(positive, labels, None, statistics, 255, False)
     loss = run.reduce_loss(statistics, sums, None, 0.0, 1)
     gradient, _ = run.loss_gradients(
@@ -98,3 +100,24 @@ def test_ptx_gives_right_results_and_touches_each_sector_once(dtype, layout, cla
     assert all(counters.uninitialised_loads == 0 for _, counters, _ in simulator.counters)
     assert [name for name, _, _ in simulator.counters if name != "prepare_kernel"].count("class_statistics_kernel") == 1
     assert len(simulator.counters) == 6 + 2, "launches: forward 6, backward 2"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(triton_ptxsim.why_not() is not None, reason=str(triton_ptxsim.why_not()))
+@pytest.mark.parametrize("num_negatives", [1, 50, 900, 10**6])
+def test_ptx_draws_the_same_sets(num_negatives):
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 7, (2, 48, 48), generator=generator)
+    labels[torch.rand(labels.shape, generator=generator) < 0.1] = 255
+    arguments = (
+        torch.zeros(2, 3, 24, 24),
+        labels,
+        None,
+        torch.tensor([-12345678901234, 2**32 - 5]),
+        num_negatives,
+        7,
+        255,
+    )
+    with instead_of_launching(triton_ptxsim.Simulator()):
+        drawn = launch.select_negatives(*arguments)
+    assert torch.equal(drawn, reference.select_negatives(*arguments))

@@ -48,7 +48,7 @@ def why_not(device: torch.device) -> str | None:
         return "PyTorch sees no CUDA device"
     if torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0):
         major, minor = torch.cuda.get_device_capability(device)
-        return f"it needs a GPU of compute capability 8.0 or higher, not {major}.{minor}; use backend=\"reference\""
+        return f'it needs a GPU of compute capability 8.0 or higher, not {major}.{minor}; use backend="reference"'
     return None
 
 

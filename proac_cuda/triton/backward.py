@@ -174,7 +174,19 @@ def add_gradient(
 
 @triton.jit
 def store_gradient(
-    grad_features, image, pixel, inside, d, strides, g, x, along, inverse, kept, D: tl.constexpr, INTERPRETED: tl.constexpr
+    grad_features,
+    image,
+    pixel,
+    inside,
+    d,
+    strides,
+    g,
+    x,
+    along,
+    inverse,
+    kept,
+    D: tl.constexpr,
+    INTERPRETED: tl.constexpr,
 ):
     """(11): dx = (g - <g, xhat> xhat) / |x| of a block of channels, exactly 0 outside V."""
     unit = x.to(g.dtype) * inverse[None, :]
@@ -232,7 +244,19 @@ def feature_gradient_kernel(
             g = tl.full((BD, BM), 0.0, REAL)
             g = add_gradient(g, anchors, k, d, grad_operands, K_PAD, D_PAD, PRECISION, INTERPRETED)
             store_gradient(
-                grad_features, image, pixel, inside, d, grad_strides, g, x[part], along, inverse, label >= 0, D, INTERPRETED
+                grad_features,
+                image,
+                pixel,
+                inside,
+                d,
+                grad_strides,
+                g,
+                x[part],
+                along,
+                inverse,
+                label >= 0,
+                D,
+                INTERPRETED,
             )
     else:  # several blocks of classes, whose sums g grow together for DG channels; S is made anew for the next DG
         for first in tl.static_range(0, BLOCKS, DG // BD):

@@ -85,7 +85,18 @@ def class_statistics_kernel(
     for tile in range(chunk * tiles_per_chunk, tl.minimum((chunk + 1) * tiles_per_chunk, tiles)):
         image, pixel, index, inside = tile_of_pixels(tile, tiles_per_image, P, BM, INDEX)
         label, weight, bad_label, bad_weight, raw_label, raw_weight = read_pixels(
-            index, inside, labels, label_strides, weights, weight_strides, size, label_size, scale, ignore_index, K, REAL
+            index,
+            inside,
+            labels,
+            label_strides,
+            weights,
+            weight_strides,
+            size,
+            label_size,
+            scale,
+            ignore_index,
+            K,
+            REAL,
         )
         s, _ = similarities(
             features, anchors, image, pixel, inside, k, strides, tau_inverse,
@@ -177,7 +188,9 @@ def merge_statistics_kernel(
         for c0 in range(0, chunks, CB):
             c = c0 + tl.arange(0, CB)
             mask = (c < chunks)[:, None] & (k < K)[None, :]
-            total += tl.sum(tl.load(partials + statistic * plane + c[:, None] * K + k[None, :], mask=mask, other=0.0), 0)
+            total += tl.sum(
+                tl.load(partials + statistic * plane + c[:, None] * K + k[None, :], mask=mask, other=0.0), 0
+            )
         tl.store(statistics + statistic * K + k, total, mask=k < K)
 
     if tl.program_id(0) == 0:
@@ -248,7 +261,18 @@ def positive_sums_kernel(
     for tile in range(chunk * tiles_per_chunk, tl.minimum((chunk + 1) * tiles_per_chunk, tiles)):
         _, _, index, inside = tile_of_pixels(tile, tiles_per_image, P, BM, INDEX)
         label, weight, _, _, _, _ = read_pixels(
-            index, inside, labels, label_strides, weights, weight_strides, size, label_size, scale, ignore_index, K, REAL
+            index,
+            inside,
+            labels,
+            label_strides,
+            weights,
+            weight_strides,
+            size,
+            label_size,
+            scale,
+            ignore_index,
+            K,
+            REAL,
         )
         kept = label >= 0
         s = tl.load(positive + index, mask=inside, other=0.0)

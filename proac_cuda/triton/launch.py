@@ -19,14 +19,13 @@ from torch import Tensor
 from .. import stages
 from ..stages import NONE
 from . import backward, forward, prepare, prototype_gradient, selection, tiles
+from .layout import Pixels, label_arguments, lay_out
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 
-_LARGE = 2**31
-
 
 def architecture(device: torch.device) -> str:
-    """"sm_80", "gfx942" and the like; "interpreter" on CPU tensors."""
+    """ "sm_80", "gfx942" and the like; "interpreter" on CPU tensors."""
     if device.type != "cuda":
         return "interpreter"
     properties = torch.cuda.get_device_properties(device)
@@ -50,72 +49,7 @@ def _on(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
 
 
 def _round_up(value: int, multiple: int) -> int:
-    return triton.cdiv(value, multiple) * multiple
-
-
-class _Pixels(NamedTuple):
-    """How a call's pixels are laid out: ``images`` runs of ``per_image`` pixels at constant strides."""
-
-    images: int
-    per_image: int
-    strides: list[tuple[int, int, int]]  #: (image, channel, pixel) of each tensor asked about
-
-    @property
-    def index(self) -> Any:
-        """The type of a pixel's index: 64 bits where 32 are too few."""
-        return tl.int64 if self.images * self.per_image >= _LARGE else tl.int32
-
-    def grid(self, block: int) -> tuple[int, int]:
-        """Tiles of ``block`` pixels: in an image, in all. No tile crosses an image's end."""
-        per_image = triton.cdiv(self.per_image, block)
-        return per_image, self.images * per_image
-
-    def chunks(self, block: int, most: int) -> dict[str, int]:
-        """Tiles dealt out in at most ``most`` chunks of neighbours, at least one: a function of N and the tile size."""
-        per_image, total = self.grid(block)
-        per_chunk = max(1, triton.cdiv(total, most))
-        return {"tiles_per_image": max(1, per_image), "tiles": total, "tiles_per_chunk": per_chunk}
-
-
-def _lay_out(*tensors: Tensor) -> _Pixels:
-    """Tensors (B, D, *spatial) whose spatial axes collapse. Images merge where each follows the last at the pixel stride."""
-    batch, channels, spatial = tensors[0].shape[0], tensors[0].shape[1], tensors[0].shape[2:]
-    per_image = spatial.numel()
-    strides = []
-    for tensor in tensors:
-        pixel = next((s for n, s in reversed(list(zip(spatial, tensor.stride()[2:], strict=True))) if n != 1), 1)
-        channel = tensor.stride(1) if channels != 1 else 1
-        image = tensor.stride(0) if batch != 1 else 0
-        if per_image == 1 and batch != 1:
-            pixel = image
-        strides.append((image, channel, pixel))
-    if batch > 1 and all(image == pixel * per_image for image, _, pixel in strides):
-        return _Pixels(1, batch * per_image, [(0, channel, pixel) for _, channel, pixel in strides])
-    return _Pixels(batch, per_image, strides)
-
-
-def _labels(labels: Tensor, pixel_weight: Tensor | None, spatial: torch.Size, ignore_index: int) -> dict[str, Any]:
-    """The arguments of `read_pixels`: sizes and nearest scales of three spatial axes, leading ones of size 1."""
-    missing = 3 - len(spatial)
-    size = (1,) * missing + tuple(spatial)
-    label_size = (1,) * missing + tuple(labels.shape[1:])
-    # float32(H) / float32(h), as interpolate(mode="nearest") has it; 0 stands for "the same size"
-    ratios = (torch.tensor(label_size, dtype=torch.float32) / torch.tensor(size, dtype=torch.float32)).tolist()
-    scale = tuple(0.0 if h == big else ratio for h, big, ratio in zip(size, label_size, ratios, strict=True))
-
-    def strides(values: Tensor) -> tuple[int, ...]:
-        return (values.stride(0), *(0,) * missing, *values.stride()[1:])
-
-    return {
-        "labels": labels,
-        "weights": pixel_weight,
-        "label_strides": strides(labels),
-        "weight_strides": strides(labels if pixel_weight is None else pixel_weight),
-        "size": tuple(max(1, h) for h in size),
-        "label_size": label_size,
-        "scale": scale,
-        "ignore_index": ignore_index,
-    }
+    return -(-value // multiple) * multiple
 
 
 def _precision(arch: str, dtype: torch.dtype) -> str:
@@ -175,18 +109,17 @@ def select_negatives(
 ) -> Tensor:
     """Stage (0), equation (2): as :func:`proac_cuda.reference.select_negatives`."""
     spatial = features.shape[2:]
-    pixels = _Pixels(1, features.shape[0] * spatial.numel(), [])
-    options = {"device": features.device, "dtype": torch.int64}
-    thresholds = torch.empty(num_classes, 2, **options)
-    ranks = torch.empty(num_classes, **options)
-    histogram = torch.zeros(num_classes + 1, 256, **options)
+    pixels = Pixels(1, features.shape[0] * spatial.numel(), [])
+    thresholds = rng_state.new_empty(num_classes, 2)
+    ranks = rng_state.new_empty(num_classes)
+    histogram = rng_state.new_zeros(num_classes + 1, 256)
     block, classes = 1024 if INTERPRETED else 256, min(32, triton.next_power_of_2(num_classes))
     per_image, total = pixels.grid(block)
     real = tl.float64 if features.dtype == torch.float64 else tl.float32
     index_digits = max(1, triton.cdiv(max(0, pixels.per_image - 1).bit_length(), 8))
     digits = [(False, shift) for shift in (24, 16, 8, 0)]
     digits += [(True, 8 * digit) for digit in reversed(range(index_digits))]
-    arguments = _labels(labels, pixel_weight, spatial, ignore_index)
+    arguments = label_arguments(labels, pixel_weight, spatial, ignore_index)
     with _on(features):
         for number, (of_index, shift) in enumerate(digits):
             digit = {"FIRST": number == 0, "OF_INDEX": of_index, "SHIFT": shift, "K": num_classes}
@@ -221,7 +154,7 @@ def class_statistics(
     num_classes, channels = prototypes.shape
     arch = architecture(features.device)
     tile = tiles.forward_tiles(features.dtype, channels, num_classes, arch)
-    pixels = _lay_out(features)
+    pixels = lay_out(features)
     chunks = pixels.chunks(tile.BM, tiles.MAX_CHUNKS)
     num_chunks = max(1, triton.cdiv(chunks["tiles"], chunks["tiles_per_chunk"]))
     new = prototypes.new_empty
@@ -248,7 +181,7 @@ def class_statistics(
             forward.class_statistics_kernel, (num_chunks, triton.cdiv(num_classes, tile.KB)),
             partials=partials, positive=positive, diagnostics=chunk_diagnostics, log_normaliser=log_normaliser,
             thresholds=thresholds, rng_state=rng_state, PIXEL_ANCHOR=pixel_anchor, HARDEST=hardest_negative,
-            **_labels(labels, pixel_weight, features.shape[2:], ignore_index), **chunks, **common, **anchors.arguments,
+            **label_arguments(labels, pixel_weight, features.shape[2:], ignore_index), **chunks, **common, **anchors.arguments,
         )  # fmt: skip
         block = min(32, triton.next_power_of_2(num_classes))
         run(
@@ -269,7 +202,7 @@ def positive_sums(
 ) -> Tensor:
     """Stage (ii): as :func:`proac_cuda.reference.positive_sums`."""
     num_classes = statistics.shape[1]
-    pixels = _Pixels(1, positive.numel(), [])
+    pixels = Pixels(1, positive.numel(), [])
     block, classes = 128, min(64, triton.next_power_of_2(num_classes))
     chunks = pixels.chunks(block, tiles.MAX_CHUNKS)
     num_chunks = max(1, triton.cdiv(chunks["tiles"], chunks["tiles_per_chunk"]))
@@ -279,7 +212,7 @@ def positive_sums(
         run(
             forward.positive_sums_kernel, (num_chunks, triton.cdiv(num_classes, classes)),
             positive=positive.contiguous(), statistics=statistics, partials=partials, P=pixels.per_image, **chunks,
-            **_labels(labels, pixel_weight, positive.shape[1:], ignore_index),
+            **label_arguments(labels, pixel_weight, positive.shape[1:], ignore_index),
             NEGATIVE_MEAN=negative_mean, K=num_classes, KB=classes, BM=block, INDEX=pixels.index,
         )  # fmt: skip
         run(
@@ -335,12 +268,12 @@ def loss_gradients(
     grad_features = torch.empty_like(features) if features_need_grad else features.new_empty(0)
     grad_prototypes = torch.empty_like(prototypes) if prototypes_need_grad else prototypes.new_empty(0)
     norms = prototypes.new_empty(num_classes) if prototypes_need_grad else None
-    pixels = _lay_out(features, grad_features) if features_need_grad else _lay_out(features)
+    pixels = lay_out(features, grad_features) if features_need_grad else lay_out(features)
     common = {
         "features": features, "thresholds": thresholds, "rng_state": rng_state,
         "inverse_temperature": 1 / temperature, "strides": pixels.strides[0], "P": pixels.per_image,
         "PIXEL_ANCHOR": pixel_anchor_weight > 0, "PRECISION": _precision(arch, features.dtype), "INDEX": pixels.index,
-        "INTERPRETED": INTERPRETED, **_labels(labels, pixel_weight, features.shape[2:], ignore_index),
+        "INTERPRETED": INTERPRETED, **label_arguments(labels, pixel_weight, features.shape[2:], ignore_index),
     }  # fmt: skip
     with _on(features):
         anchors = _prepare(

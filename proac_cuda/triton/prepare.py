@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .forward import NEGATIVE_WEIGHT, PIXEL_LOSS_SUM, WEIGHT, contrast_log_z
+from .forward import PIXEL_LOSS_SUM, WEIGHT, contrast_log_z
 from .vectors import add_squares, norm_and_inverse, quotient, split
 
 # Rows of the coefficients of backward, (5, K_PAD).

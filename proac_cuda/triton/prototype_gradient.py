@@ -35,7 +35,18 @@ def prototype_gradient_kernel(
     for tile in range(chunk * tiles_per_chunk, tl.minimum((chunk + 1) * tiles_per_chunk, tiles)):
         image, pixel, index, inside = tile_of_pixels(tile, tiles_per_image, P, BM, INDEX)
         label, weight, _, _, _, _ = read_pixels(
-            index, inside, labels, label_strides, weights, weight_strides, size, label_size, scale, ignore_index, K, REAL
+            index,
+            inside,
+            labels,
+            label_strides,
+            weights,
+            weight_strides,
+            size,
+            label_size,
+            scale,
+            ignore_index,
+            K,
+            REAL,
         )
         s, inverse = similarities(
             features, anchors, image, pixel, inside, k, strides, tau_inverse,
@@ -91,6 +102,6 @@ def merge_prototype_gradient_kernel(
 def chunk_sum(partials, k, d, chunks, K: tl.constexpr, D: tl.constexpr):
     """Channels d of class k, summed over the chunks in their order."""
     total = tl.full(d.shape, 0.0, partials.dtype.element_ty)
-    for chunk in range(0, chunks):
+    for chunk in range(chunks):
         total += tl.load(partials + (tl.full((), chunk, tl.int64) * K + k) * D + d, mask=d < D, other=0.0)
     return total

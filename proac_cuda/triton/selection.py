@@ -16,7 +16,6 @@ import triton.language as tl
 from .pixels import random_keys, read_pixels, tile_of_pixels
 
 
-
 @triton.jit
 def count_digits_kernel(
     labels, weights, rng_state, thresholds, histogram,

@@ -1,7 +1,8 @@
 """Tile sizes by dtype, number of channels and classes, and architecture.
 
 KB classes, BM pixels and BD channels make the blocks of the products; DO is the number of channels whose features and
-gradient a program of the backward pass deals with, DG the number whose gradient grows at once over several blocks of classes. What limits them is written beside each choice; the compiled
+gradient a program of the backward pass deals with, DG the number whose gradient grows at once over several blocks of
+classes. What limits them is written beside each choice; the compiled
 facts (registers, spills, shared memory) of every row stand in the table that ``benchmarks/compiled_facts.py`` prints.
 """
 

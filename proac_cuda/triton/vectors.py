@@ -85,7 +85,9 @@ def norm_and_inverse(squares, far_squares):
 
 
 @triton.jit
-def load_anchors(anchors, k, d, PART: tl.constexpr, K_PAD: tl.constexpr, D_PAD: tl.constexpr, AGAIN: tl.constexpr = False):
+def load_anchors(
+    anchors, k, d, PART: tl.constexpr, K_PAD: tl.constexpr, D_PAD: tl.constexpr, AGAIN: tl.constexpr = False
+):
     """A block of one part of phat, (len(k), len(d)); the buffer is (parts, K_PAD, D_PAD), zero where padded.
 
     AGAIN: for a second product. Were both loads alike, Triton would make them one and hold all of phat in registers between.
@@ -99,7 +101,15 @@ def load_anchors(anchors, k, d, PART: tl.constexpr, K_PAD: tl.constexpr, D_PAD: 
 
 @triton.jit
 def add_products(
-    total, anchors, x, k, d, K_PAD: tl.constexpr, D_PAD: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr
+    total,
+    anchors,
+    x,
+    k,
+    d,
+    K_PAD: tl.constexpr,
+    D_PAD: tl.constexpr,
+    PRECISION: tl.constexpr,
+    INTERPRETED: tl.constexpr,
 ):
     """``total`` (KB, BM) + phat[k, d] x[d]: this block's part of <phat_k, x_i>, for features x (BD, BM) as they lie."""
     total = dot(load_anchors(anchors, k, d, 0, K_PAD, D_PAD), x, total, PRECISION, INTERPRETED)
