@@ -17,7 +17,7 @@ quick: $(VENV)/.test
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
-	git ls-files '*.cpp' '*.h' '*.cu' '*.cuh' | xargs -r $(BIN)/clang-format --dry-run --Werror
+	git ls-files '*.cpp' '*.h' '*.cu' '*.cuh' '*.cc' | xargs -r $(BIN)/clang-format --dry-run --Werror
 
 # The extension is built against the torch of the environment, which is therefore installed first.
 $(VENV)/.torch:
@@ -28,15 +28,11 @@ $(VENV)/.torch:
 
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f 2>/dev/null)
 
-$(VENV)/.installed: $(VENV)/.torch $(SOURCES)
-	$(BIN)/pip install --quiet --no-build-isolation --editable .
-	touch $@
-
-$(VENV)/.demo: $(VENV)/.installed
+$(VENV)/.demo: $(VENV)/.torch $(SOURCES)
 	$(BIN)/pip install --quiet --no-build-isolation --editable ".[demo]"
 	touch $@
 
-$(VENV)/.test: $(VENV)/.installed
+$(VENV)/.test: $(VENV)/.torch $(SOURCES)
 	$(BIN)/pip install --quiet --no-build-isolation --editable ".[test,demo,dev]"
 	touch $@
 

@@ -31,14 +31,17 @@ TARGETS = [
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--backend", action="append", help="only these backends; default all")
     parser.addoption("--slow", action="store_true", help="also tests marked slow")
+    parser.addoption("--exhaustive", action="store_true", help="also tests marked exhaustive, and slow ones: hours")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--slow") or "slow" in config.getoption("-m"):
-        return
+    everything = config.getoption("--exhaustive")
+    left_out = {"exhaustive": not everything, "slow": not (everything or config.getoption("--slow"))}
     for item in items:
-        if "slow" in item.keywords:
-            item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
+        for mark in ("exhaustive", "slow"):
+            if left_out[mark] and mark in item.keywords:
+                item.add_marker(pytest.mark.skip(reason=f"{mark}: run with --{mark}"))
+                break
 
 
 def _parameter(target: Target) -> object:

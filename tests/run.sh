@@ -9,6 +9,6 @@ python=${PYTHON:-python}
 "$python" -m ruff check .
 "$python" -m ruff format --check .
 "$python" -m mypy
-git ls-files '*.cpp' '*.h' '*.cu' '*.cuh' | xargs -r "$("$python" -c 'import sys; print(sys.prefix)')/bin/clang-format" --dry-run --Werror
+git ls-files '*.cpp' '*.h' '*.cu' '*.cuh' '*.cc' | xargs -r "$("$python" -c 'import sys; print(sys.prefix)')/bin/clang-format" --dry-run --Werror
 "$python" -m proac_cuda check
 "$python" -m pytest tests --slow --durations=15 "$@"

@@ -22,10 +22,18 @@ from proac_cuda import reference  # noqa: E402
 from proac_cuda.triton import launch  # noqa: E402
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("classes", [19, 150])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
-@pytest.mark.parametrize("architecture", compiled_facts.ARCHITECTURES)
+def _cells():
+    """Every architecture, dtype and number of classes; all but a few cost a minute of compilation each."""
+    for architecture in compiled_facts.ARCHITECTURES:
+        for dtype in ("float32", "bfloat16", "float16", "float64"):
+            for classes in (19, 150):
+                few = architecture == "sm_80" and dtype in ("float32", "bfloat16") and classes == 19
+                yield pytest.param(
+                    architecture, dtype, classes, marks=pytest.mark.slow if few else pytest.mark.exhaustive
+                )
+
+
+@pytest.mark.parametrize(("architecture", "dtype", "classes"), _cells())
 def test_no_spills(architecture, dtype, classes):
     rows = list(compiled_facts.triton_rows([architecture], [dtype], [classes]))
     assert len({row.kernel for row in rows}) >= 10
@@ -43,8 +51,15 @@ def test_the_smallest_of_each_architecture(architecture):
     assert all(row.spilled == 0 for row in rows)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        pytest.param(
+            dtype, marks=pytest.mark.slow if dtype == torch.bfloat16 else pytest.mark.exhaustive, id=str(dtype)
+        )
+        for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+    ],
+)
 @pytest.mark.parametrize("architecture", ["gfx90a", "gfx942"])
 def test_compiles_for_amd(architecture, dtype):
     compiler = Compiler(architecture)
@@ -68,9 +83,10 @@ def _steps(run, features, labels, prototypes, real):
     return positive, statistics, loss, gradient
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(triton_ptxsim.why_not() is not None, reason=str(triton_ptxsim.why_not()))
-@pytest.mark.parametrize("classes", [19, 150])
+@pytest.mark.parametrize(
+    "classes", [pytest.param(19, marks=pytest.mark.slow), pytest.param(150, marks=pytest.mark.exhaustive)]
+)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_ptx_gives_right_results_and_touches_each_sector_once(dtype, layout, classes):
