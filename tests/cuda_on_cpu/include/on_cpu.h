@@ -341,11 +341,17 @@ inline unsigned __byte_perm(unsigned a, unsigned b, unsigned s) {
     *p = (expr);                                       \
     return o;                                          \
   }
+// clang-format off
 ON_CPU_ATOMIC(atomicAdd, o + v)
 ON_CPU_ATOMIC(atomicSub, o - v)
-ON_CPU_ATOMIC(atomicExch, v) ON_CPU_ATOMIC(atomicMax, o > v ? o : v) ON_CPU_ATOMIC(atomicMin, o < v ? o : v)
-    ON_CPU_ATOMIC(atomicOr, o | v) ON_CPU_ATOMIC(atomicAnd, o& v) ON_CPU_ATOMIC(atomicXor, o ^ v)
-        ON_CPU_ATOMIC(atomicInc, o >= v ? 0 : o + 1) template <class T>
+ON_CPU_ATOMIC(atomicExch, v)
+ON_CPU_ATOMIC(atomicMax, o > v ? o : v)
+ON_CPU_ATOMIC(atomicMin, o < v ? o : v)
+ON_CPU_ATOMIC(atomicOr, o | v)
+ON_CPU_ATOMIC(atomicAnd, o & v)
+ON_CPU_ATOMIC(atomicXor, o ^ v)
+ON_CPU_ATOMIC(atomicInc, o >= v ? 0 : o + 1)
+// clang-format on
         T atomicCAS(T* p, typename std::common_type<T>::type c, typename std::common_type<T>::type v) {
   on_cpu::maybe_yield();
   T o = *p;
