@@ -352,7 +352,8 @@ ON_CPU_ATOMIC(atomicAnd, o & v)
 ON_CPU_ATOMIC(atomicXor, o ^ v)
 ON_CPU_ATOMIC(atomicInc, o >= v ? 0 : o + 1)
 // clang-format on
-        T atomicCAS(T* p, typename std::common_type<T>::type c, typename std::common_type<T>::type v) {
+template <class T>
+T atomicCAS(T* p, typename std::common_type<T>::type c, typename std::common_type<T>::type v) {
   on_cpu::maybe_yield();
   T o = *p;
   if (o == c) *p = v;
