@@ -1,0 +1,69 @@
+// The fast path: D <= 1024, K <= 256, float16, bfloat16 and float32.
+//
+// A block takes a tile of pixels and keeps their features in shared memory, all D channels of them. A warp takes 16 pixels
+// and multiplies them with every prototype on the tensor cores, (pixels x channels) (channels x classes), so that S of its
+// pixels lies in its registers: 16 x K numbers. The prototypes stream through a double-buffered ring, 32 to 128 bytes of
+// channels at a time, split in two parts whose sum is as good as float32; the features arrive in the same groups of
+// asynchronous copies. Backward computes S again in the same way, turns it in place into the coefficients dL/dS / tau of
+// (8) to (10), scales those by a power of two for each pixel, splits them, and multiplies them with the prototypes; each
+// product replaces the features in the tile, and the tile is written once.
+//
+// Per pixel, D = 256, bfloat16 (float32: twice the bytes; three TF32 products for each one below, at a quarter of the rate):
+//                        forward             backward
+//   bytes, device memory 512 + 12 + 4        512 + 512 + 12      features, label and weight, S_{y_i,i}; gradient
+//   flops, K = 19        2 x 2 x 24 x 256    + 3 x 2 x 32 x 256  two parts forward, three products of parts backward
+//   flops, K = 150       2 x 2 x 152 x 256   + 3 x 2 x 160 x 256
+//   roof at K = 19       memory: 0.34 / 0.16 / 0.11 ns forward, 0.67 / 0.31 / 0.22 ns backward on A100 (1.555 TB/s), H100
+//                        (3.35), H200 (4.8); the tensor cores would take 0.08 / 0.025 ns forward (312, 989 TFLOP/s)
+//   roof at K = 150      tensor cores: 0.50 / 0.16 ns forward, 1.3 / 0.41 ns backward
+// Shared memory is read 8 x for the prototypes (each warp) and once for the features: at K = 19, 2,080 wavefronts for a
+// tile of 128 pixels, which device memory takes 4,500 cycles to bring on H100.
+#pragma once
+#include "arguments.h"
+
+namespace proac::cuda {
+
+struct FastPlan {
+  int tile_pixels;     // 16 to 128; a warp for every 16
+  int tile_pitch;      // elements from one channel (or pixel) of the tile to the next
+  int classes;         // template size: 24, 64 or 256
+  int rows, channels;  // of the split prototypes in device memory, zero-padded
+  int slots;           // chunks of prototypes in shared memory
+  bool pixels_first;   // layout: channel stride 1, so that the tile is (pixels, channels)
+  bool aligned;        // features can be copied 16 bytes at a time
+  int shared_bytes, tile_bytes, ring_bytes;
+  int blocks;
+  int64_t tiles_per_image, tiles;
+};
+
+// Whether the fast path takes this call, and how.
+bool plan_fast(const Features&, int64_t num_classes, bool backward, FastPlan&);
+
+struct FastArguments {
+  Features features;
+  Pixels pixels;
+  Sampling sampling;
+  FastPlan plan;
+  const void* split;  // (2, rows, channels) of the features' type
+  double temperature;
+  bool pixel_anchor;
+};
+
+struct FastStatistics {
+  FastArguments common;
+  bool hardest_negative;
+  void* partial;      // float (blocks, kPartialRows, K)
+  void* diagnostics;  // Diagnostics (blocks)
+  void* positive;     // float (N)
+};
+
+struct FastGradients {
+  FastArguments common;
+  const void* factors;  // float (kFactorRows, K)
+  Features grad;
+};
+
+cudaError_t fast_statistics(const FastStatistics&, cudaStream_t);
+cudaError_t fast_gradients(const FastGradients&, cudaStream_t);
+
+}  // namespace proac::cuda

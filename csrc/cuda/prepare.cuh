@@ -1,0 +1,36 @@
+// Prototypes of length one, (1), in the form the other kernels read, and the factors of the gradient, (7) to (10).
+#pragma once
+#include "arguments.h"
+
+namespace proac::cuda {
+
+// Rows of the factors, (kFactorRows, K) of C.
+enum FactorRow {
+  kPositiveFactor,  // A_k / W_k / tau
+  kNegativeFactor,  // A_k T_k / tau
+  kFactorLogZ,      // the sum form of log Z_k
+  kContrast,        // the log Z_k of the loss
+  kPixelFactor,     // alpha / sum_V w / tau, times the upstream gradient; the same for every class
+  kFactorRows
+};
+
+struct Prepare {
+  const void* prototypes;  // C (K, D)
+  int num_classes, channels;
+  // out; each null where not wanted
+  void* unit;      // C (K, D)
+  void* norm;      // C (K)
+  void* split;     // the features' type, (2, split_rows, split_channels): high and low parts times kSplitScale, zero-padded
+  int split_rows, split_channels;
+  void* factors;   // C (kFactorRows, K)
+  // for the factors
+  const void *statistics, *sums, *class_weight, *grad_loss;
+  int64_t grad_loss_stride;
+  double temperature, pixel_anchor_weight;
+  int reduction;
+  bool negative_mean;
+};
+
+cudaError_t prepare(const Prepare&, Type, cudaStream_t);
+
+}  // namespace proac::cuda

@@ -1,0 +1,334 @@
+"""The CUDA kernels' own source, compiled for the CPU, against the reference in float64 (spec: the table of accuracy)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import proac_cuda
+from proac_cuda import reference, stages
+
+if shutil.which("g++") is None:
+    pytest.skip("g++ is not installed: the kernels' source cannot be compiled", allow_module_level=True)
+pytest.importorskip("pybind11")
+from .cuda_on_cpu import stages as kernels  # noqa: E402
+
+TYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+ORDERS = [(0, 1), (1, 1), *((2, seed) for seed in range(1, 6))]  # ascending, descending, five random ones
+
+
+def cosine_tolerance(dtype: torch.dtype, channels: int) -> float:
+    if dtype == torch.float64:
+        return 1e-14
+    if dtype == torch.float32:
+        return 1e-6
+    return 2e-6 if channels >= 64 else 5e-6
+
+
+def gradient_tolerance(dtype: torch.dtype, temperature: float) -> float:
+    if dtype == torch.float64:
+        return 1e-12
+    return 1e-6 + 4e-6 / temperature if dtype == torch.float32 else 2e-4
+
+
+def make_features(shape: tuple[int, ...], dtype: torch.dtype, layout: str, generator: torch.Generator) -> Tensor:
+    x = torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+    if layout == "channels_last":
+        return x.movedim(1, -1).contiguous().movedim(-1, 1)
+    if layout == "slice":  # every other image and some channels of a larger tensor
+        wide = torch.full((2 * shape[0], shape[1] + 3, *shape[2:]), torch.nan, dtype=dtype)
+        wide[::2, 1:-2] = x
+        return wide[::2, 1:-2]
+    return x
+
+
+def make_case(
+    dtype: torch.dtype, channels: int, num_classes: int, spatial: tuple[int, ...] = (5, 13), batch: int = 2, layout: str = "planes",
+    label_spatial: tuple[int, ...] | None = None, weights: bool = False, seed: int = 0, label_dtype: torch.dtype = torch.int64,
+) -> dict[str, Any]:  # fmt: skip
+    g = torch.Generator().manual_seed(seed)
+    double = torch.float64 if dtype == torch.float64 else torch.float32
+    labels = torch.randint(0, num_classes, (batch, *(label_spatial or spatial)), generator=g)
+    labels[torch.rand(labels.shape, generator=g) < 0.1] = 255
+    case: dict[str, Any] = dict(
+        features=make_features((batch, channels, *spatial), dtype, layout, g),
+        labels=labels.to(label_dtype),
+        prototypes=torch.randn(num_classes, channels, generator=g, dtype=torch.float64).to(double),
+        pixel_weight=None,
+        class_weight=None,
+    )
+    if weights:
+        w = torch.rand(labels.shape, generator=g, dtype=torch.float64).to(double) * 3
+        case["pixel_weight"] = torch.where(torch.rand(w.shape, generator=g) < 0.1, 0, w)
+        case["class_weight"] = torch.rand(num_classes, generator=g, dtype=torch.float64).to(double)
+    return case
+
+
+def close(name: str, got: Tensor, truth: Tensor, absolute: float, relative: float = 0.0) -> None:
+    got = got.double()
+    assert torch.equal(got.isfinite(), truth.isfinite()), name
+    same = got.isfinite()
+    assert torch.equal(got[~same].nan_to_num(), truth[~same].nan_to_num()), name
+    error = (got - truth).abs()[same] - relative * truth.abs()[same]
+    assert error.numel() == 0 or float(error.max()) <= absolute, f"{name}: off by {float(error.max()):.2e}, {absolute:.1e} allowed"
+
+
+def close_gradient(name: str, got: Tensor, truth: Tensor, tolerance: float) -> None:
+    rounding = float((truth.to(got.dtype).double() - truth).norm()) if got.element_size() == 2 else 0.0
+    error, size = float((got.double() - truth).norm()), float(truth.norm())
+    assert error <= rounding + tolerance * size, f"{name}: relative error {error / size:.2e}, {tolerance:.1e} allowed"
+
+
+def compare(
+    case: dict[str, Any], temperature: float = 0.1, num_negatives: int | None = None, alpha: float = 0.0, reduction: int = stages.MEAN,
+    negative_mean: bool = False, ignore_index: int = 255, learnable: bool = False,
+) -> None:  # fmt: skip
+    """Every stage against the reference's, which takes the same features in float64."""
+    x, labels, prototypes = case["features"], case["labels"], case["prototypes"]
+    w, c = case["pixel_weight"], case["class_weight"]
+    dtype, channels, num_classes = x.dtype, x.shape[1], prototypes.shape[0]
+    exact = lambda t: None if t is None else t.double()  # noqa: E731
+    cosine = cosine_tolerance(dtype, channels)
+    at, relative = cosine / temperature, 1e-13 if dtype == torch.float64 else 2e-6
+    rng = thresholds = None
+    if num_negatives is not None:
+        rng = torch.tensor([-(2**62) + 12345, 7])
+        thresholds = kernels.select_negatives(x, labels, w, rng, num_negatives, num_classes, ignore_index)
+        assert torch.equal(thresholds, reference.select_negatives(x, labels, w, rng, num_negatives, num_classes, ignore_index))
+    options = (temperature, ignore_index, alpha > 0, True)
+    statistics, positive, first = kernels.class_statistics(x, labels, w, prototypes, thresholds, rng, *options)
+    true_statistics, true_positive, true_first = reference.class_statistics(
+        x.double(), labels, exact(w), prototypes.double(), thresholds, rng, *options
+    )
+    assert torch.equal(first, true_first)
+    close("positive", positive, true_positive, at, relative)
+    close("log Z", statistics[stages.LOG_Z], true_statistics[stages.LOG_Z], at, relative)
+    close("hardest", statistics[stages.HARDEST_NEGATIVE], true_statistics[stages.HARDEST_NEGATIVE], at, relative)
+    weight = true_statistics[stages.WEIGHT].max()
+    for row in (stages.WEIGHT, stages.NEGATIVE_WEIGHT):
+        close(f"row {row}", statistics[row], true_statistics[row], 0, 2e-6)
+    for row in (stages.POSITIVE_SUM, stages.PIXEL_LOSS_SUM):
+        close(f"row {row}", statistics[row], true_statistics[row], (at + relative / temperature) * float(weight), relative)
+    sums = kernels.positive_sums(positive, labels, w, statistics, ignore_index, negative_mean)
+    true_sums = reference.positive_sums(true_positive, labels, exact(w), true_statistics, ignore_index, negative_mean)
+    close("sums", sums, true_sums, 2 * at * float(weight), 2 * relative)
+    loss = kernels.reduce_loss(statistics, sums, c, alpha, reduction)
+    true_loss = reference.reduce_loss(true_statistics, true_sums, exact(c), alpha, reduction)
+    close("loss", loss, true_loss, 2 * at * max(1.0, 1.0 if c is None else float(c.sum())) * (num_classes if reduction == stages.SUM else 1), relative)
+    grad_loss = torch.rand(true_loss.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64) + 0.5
+    rest = (temperature, ignore_index, negative_mean, alpha, reduction, True, learnable)
+    grad, grad_prototypes = kernels.loss_gradients(
+        x, labels, w, prototypes, thresholds, rng, statistics, sums, c, grad_loss.to(positive.dtype), *rest
+    )
+    true_grad, true_grad_prototypes = reference.loss_gradients(
+        x.double(), labels, exact(w), prototypes.double(), thresholds, rng, true_statistics, true_sums, exact(c),
+        grad_loss.to(positive.dtype).double(), *rest,
+    )  # fmt: skip
+    assert grad.dtype == dtype and grad.stride() == torch.empty_like(x).stride()
+    close_gradient("gradient", grad, true_grad, gradient_tolerance(dtype, temperature))
+    if learnable:
+        close_gradient("prototypes' gradient", grad_prototypes, true_grad_prototypes, gradient_tolerance(dtype, temperature))
+
+
+@pytest.fixture(autouse=True)
+def default_options() -> Any:
+    yield
+    kernels.module.set_options()
+
+
+@pytest.mark.parametrize("layout", ["planes", "channels_last", "slice"])
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("channels,num_classes", [(64, 19), (1, 2), (7, 5), (33, 1), (48, 150)])
+def test_shapes_and_layouts(dtype: torch.dtype, layout: str, channels: int, num_classes: int) -> None:
+    compare(make_case(dtype, channels, num_classes, layout=layout))
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_many_classes(dtype: torch.dtype) -> None:
+    compare(make_case(dtype, 16, 1000, spatial=(31,), batch=1), learnable=dtype == torch.float32)
+
+
+@pytest.mark.parametrize("spatial,batch", [((1,), 1), ((31,), 1), ((4097,), 1), ((3, 4, 5), 3), ((1, 1), 5)])
+def test_pixel_counts(spatial: tuple[int, ...], batch: int) -> None:
+    compare(make_case(torch.bfloat16, 8, 3, spatial=spatial, batch=batch))
+    compare(make_case(torch.float32, 8, 3, spatial=spatial, batch=batch, layout="channels_last"))
+
+
+OPTIONS = {
+    "weights": dict(weights=True),
+    "sampled": dict(num_negatives=11),
+    "sampled, weights, twin": dict(num_negatives=3, weights=True, alpha=0.7),
+    "more than there are": dict(num_negatives=1000),
+    "twin": dict(alpha=0.3),
+    "mean negatives, sum": dict(negative_mean=True, reduction=stages.SUM),
+    "none": dict(reduction=stages.NONE, weights=True),
+    "learnable": dict(learnable=True, alpha=0.3, weights=True),
+    "coarse labels": dict(label_spatial=(3, 29)),
+    "cold": dict(temperature=0.01, weights=True, alpha=0.5),
+    "hot": dict(temperature=1000.0),
+}
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("name", OPTIONS)
+def test_options(dtype: torch.dtype, name: str) -> None:
+    options: dict[str, Any] = dict(OPTIONS[name])
+    make = {key: options.pop(key) for key in ("weights", "label_spatial") if key in options}
+    compare(make_case(dtype, 24, 19, **make), **options)
+
+
+@pytest.mark.parametrize("label_dtype", [torch.uint8, torch.int16, torch.int32])
+def test_label_dtypes(label_dtype: torch.dtype) -> None:
+    compare(make_case(torch.float32, 8, 19, label_dtype=label_dtype))
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_extreme_temperatures(dtype: torch.dtype, temperature: float) -> None:
+    case = make_case(dtype, 24, 5, weights=True)
+    compare(case, temperature=temperature, alpha=0.5)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_norms(dtype: torch.dtype) -> None:
+    """A zero vector, tiny and huge ones, and NaN or infinity where nobody looks."""
+    case = make_case(dtype, 40, 3, batch=1, spatial=(40,))
+    x, labels = case["features"], case["labels"]
+    labels[:, :20] = torch.arange(20) % 3
+    x[:, :, 0] = 0
+    x[:, :, 1] *= 1e-6 if dtype == torch.float16 else 1e-9
+    x[:, :, 2] = 60000.0 if dtype == torch.float16 else x[:, :, 2] * 1e25
+    labels[:, 20:22] = 255
+    x[:, :, 20], x[:, :, 21] = torch.nan, torch.inf
+    compare(case)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_bad_features_make_the_loss_nan(dtype: torch.dtype, value: float) -> None:
+    case = make_case(dtype, 24, 3)
+    case["labels"][0, 0, 0] = 1
+    case["features"][0, 3, 0, 0] = value
+    statistics, positive, _ = kernels.class_statistics(
+        case["features"], case["labels"], None, case["prototypes"], None, None, 0.1, 255, True, True
+    )
+    sums = kernels.positive_sums(positive, case["labels"], None, statistics, 255, False)
+    assert kernels.reduce_loss(statistics, sums, None, 0.0, stages.MEAN).isnan()
+    assert statistics[stages.LOG_Z, [0, 2]].isnan().all() and statistics[stages.HARDEST_NEGATIVE, [0, 2]].isnan().all()
+
+
+def test_invalid_values_are_counted() -> None:
+    case = make_case(torch.float32, 8, 3, weights=True)
+    case["labels"][1, 2, 3], case["labels"][1, 2, 4] = 99, -7
+    case["labels"][0, 1, 1:4] = 1
+    case["pixel_weight"][0, 1, 1:4] = torch.tensor([-1.0, torch.inf, torch.nan])
+    compare(case)
+
+
+@pytest.mark.parametrize("ignore_index", [1, -100])
+def test_ignore_index(ignore_index: int) -> None:
+    case = make_case(torch.float32, 8, 3)
+    case["labels"][case["labels"] == 255] = ignore_index
+    compare(case, ignore_index=ignore_index)
+    case["labels"][:] = ignore_index
+    compare(case, ignore_index=ignore_index)
+
+
+@pytest.mark.parametrize("order,seed", ORDERS)
+@pytest.mark.parametrize("dtype", TYPES)
+def test_thread_orders(dtype: torch.dtype, order: int, seed: int) -> None:
+    """A barrier that is missing gives a wrong result in some order; the right ones are equal to the bit."""
+    kernels.module.set_options(order=order, seed=seed)
+    case = make_case(dtype, 72, 19, spatial=(150,), weights=True)
+    compare(case, num_negatives=20, alpha=0.2, learnable=True)
+
+
+def test_repeated_runs_are_equal_to_the_bit() -> None:
+    for dtype in TYPES:
+        case = make_case(dtype, 40, 19, spatial=(300,), weights=True)
+        runs = []
+        for order, seed in ORDERS[:3]:
+            kernels.module.set_options(order=order, seed=seed)
+            statistics, positive, first = kernels.class_statistics(
+                case["features"], case["labels"], case["pixel_weight"], case["prototypes"], None, None, 0.1, 255, True, True
+            )
+            sums = kernels.positive_sums(positive, case["labels"], case["pixel_weight"], statistics, 255, False)
+            grad_loss = torch.ones((), dtype=positive.dtype)
+            grads = kernels.loss_gradients(
+                case["features"], case["labels"], case["pixel_weight"], case["prototypes"], None, None, statistics, sums, None,
+                grad_loss, 0.1, 255, False, 0.5, stages.MEAN, True, True,
+            )  # fmt: skip
+            runs.append((statistics, positive, sums, *grads))
+        for run in runs[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(run, runs[0], strict=True))
+
+
+@pytest.fixture
+def public_backend(monkeypatch: pytest.MonkeyPatch) -> str:
+    from proac_cuda import backends, ops
+
+    if not hasattr(torch.ops.proac_cuda_on_cpu, "class_statistics"):
+        library = ops.define_stages("proac_cuda_on_cpu")
+        ops.implement_stages(library, kernels, "CPU")
+        public_backend_library.append(library)
+    row = backends.Backend("cuda_on_cpu", "proac_cuda_on_cpu", "cpu", lambda device: None)
+    monkeypatch.setitem(backends.BACKENDS, "cuda_on_cpu", row)
+    return "cuda_on_cpu"
+
+
+public_backend_library: list[Any] = []
+
+
+def test_public_function_and_gradcheck(public_backend: str) -> None:
+    g = torch.Generator().manual_seed(1)
+    x = torch.randn(1, 3, 2, 4, generator=g, dtype=torch.float64, requires_grad=True)
+    p = torch.randn(3, 3, generator=g, dtype=torch.float64, requires_grad=True)
+    labels = torch.tensor([[[0, 1, 2, 0], [1, 255, 2, 1]]])
+
+    def loss(features: Tensor, prototypes: Tensor) -> Tensor:
+        return proac_cuda.proac_loss(
+            features, labels, prototypes, backend=public_backend, temperature=0.5, pixel_anchor_weight=0.3, num_negatives=3, seed=2
+        )
+
+    assert torch.autograd.gradcheck(loss, (x, p))
+    assert torch.allclose(
+        loss(x, p),
+        proac_cuda.proac_loss(
+            x, labels, p, backend="reference", temperature=0.5, pixel_anchor_weight=0.3, num_negatives=3, seed=2
+        ),
+    )
+
+
+def test_empty_inputs(public_backend: str) -> None:
+    for batch, pixels in ((0, 4), (2, 0)):
+        x = torch.randn(batch, 8, pixels, requires_grad=True)
+        labels = torch.zeros(batch, pixels, dtype=torch.int64)
+        loss = proac_cuda.proac_loss(x, labels, torch.eye(8)[:3], backend=public_backend)
+        loss.backward()
+        assert loss == 0 and x.grad is not None and x.grad.shape == x.shape
+
+
+@pytest.mark.slow
+def test_under_sanitizers() -> None:
+    """A subset again, under AddressSanitizer and UndefinedBehaviorSanitizer."""
+    from .cuda_on_cpu import build
+
+    runtime = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True).stdout.strip()
+    module = build.build(sanitize=True)
+    environment = os.environ | {
+        "LD_PRELOAD": runtime,
+        "ASAN_OPTIONS": "detect_leaks=0:verify_asan_link_order=0",
+        "PROAC_CUDA_ON_CPU": str(module),
+    }
+    chosen = "test_thread_orders and 2-3 or test_norms or test_options and twin or test_many"
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", chosen, str(Path(__file__).resolve())]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=Path(__file__).resolve().parent.parent)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
