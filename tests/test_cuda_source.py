@@ -84,7 +84,7 @@ def close(name: str, got: Tensor, truth: Tensor, absolute: float, relative: floa
 def close_gradient(name: str, got: Tensor, truth: Tensor, tolerance: float) -> None:
     rounding = float((truth.to(got.dtype).double() - truth).norm()) if got.element_size() == 2 else 0.0
     error, size = float((got.double() - truth).norm()), float(truth.norm())
-    assert error <= rounding + tolerance * size, f"{name}: relative error {error / size:.2e}, {tolerance:.1e} allowed"
+    assert error <= rounding + tolerance * size, f"{name}: relative error {error:.2e} / {size:.2e}, {tolerance:.1e} allowed"
 
 
 def compare(

@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(128) merge_prototypes_kernel(MergePrototypes a
   dot = block_sum(dot, scratch);
   C norm = static_cast<const C*>(a.norm)[blockIdx.x];
   for (int d = threadIdx.x; d < a.channels; d += blockDim.x)
-    grad[d] = norm <= static_cast<C>(kEps) ? C(0) : (grad[d] - dot * unit[d]) / norm;
+    grad[d] = norm <= static_cast<C>(kEps) || a.channels == 1 ? C(0) : (grad[d] - dot * unit[d]) / norm;
 }
 
 // (4) and (6); one block.

@@ -49,7 +49,7 @@ __device__ void write_gradient(const GenericGradients& a, GenericTile<C>& tile, 
     int d = planes ? i / 64 : i % 64, p = planes ? i % 64 : i / 64;
     if (d0 + d >= a.features.channels || p >= place.pixels) continue;
     C inverse = tile.inverse_norm[p], grad = C(0);
-    if (tile.label[p] >= 0 && inverse != C(0)) {
+    if (tile.label[p] >= 0 && inverse != C(0) && a.features.channels > 1) {  // a direction in one dimension has no derivative
       C unit_x = load<C, T>(a.features, place.image, d0 + d, place.first + p) * inverse;
       grad = (tile.s[d][p] - dot[p] * unit_x) * inverse;
     }
