@@ -61,7 +61,11 @@ struct FastGradients {
   FastArguments common;
   const void* factors;  // float (kFactorRows, K)
   Features grad;
+  bool grad_aligned;  // it has the tile's layout and takes 16 bytes at a time
 };
+
+// Whether tensors of this layout can be read and written 16 bytes at a time, along channels or along pixels.
+bool is_aligned(const Features&, bool pixels_first);
 
 cudaError_t fast_statistics(const FastStatistics&, cudaStream_t);
 cudaError_t fast_gradients(const FastGradients&, cudaStream_t);

@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(kPrepareThreads) prepare_kernel(Prepare a) {
       for (int d = threadIdx.x; d < a.split_channels; d += kPrepareThreads) {
         float x = unit(d) * Split<T>::kScale;
         high[d] = Split<T>::round(x);
-        low[d] = Split<T>::round(x - widen<float>(high[d]));
+        if (Split<T>::kParts == 2) low[d] = Split<T>::round(x - widen<float>(high[d]));
       }
     }
   }

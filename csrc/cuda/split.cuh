@@ -9,6 +9,7 @@ template <class T> struct Split;
 
 template <>
 struct Split<__nv_bfloat16> {
+  static constexpr int kParts = 2;      // of the prototypes, in device memory
   static constexpr float kScale = 1.f;  // of the prototypes
   static __device__ __forceinline__ __nv_bfloat16 round(float x) { return __float2bfloat16_rn(x); }
   static __device__ __forceinline__ uint32_t pack(float x, float y) {
@@ -22,6 +23,7 @@ struct Split<__nv_bfloat16> {
 
 template <>
 struct Split<__half> {
+  static constexpr int kParts = 2;
   static constexpr float kScale = 256.f;  // keeps the low parts of small components above float16's subnormals
   static __device__ __forceinline__ __half round(float x) { return __float2half_rn(x); }
   static __device__ __forceinline__ uint32_t pack(float x, float y) {
@@ -33,8 +35,9 @@ struct Split<__half> {
 
 template <>
 struct Split<float> {
+  static constexpr int kParts = 1;  // split after loading: half the traffic
   static constexpr float kScale = 1.f;
-  static __device__ __forceinline__ float round(float x) { return __uint_as_float(to_tf32(x)); }
+  static __device__ __forceinline__ float round(float x) { return x; }
 };
 
 }  // namespace proac::cuda

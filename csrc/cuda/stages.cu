@@ -166,7 +166,8 @@ cudaError_t run(const LossGradients& call, cudaStream_t stream) {
   if (error != cudaSuccess) return error;
   bool pixel_anchor = a.pixel_anchor_weight != 0;
   if (p.fast) {
-    FastGradients job = {{a.features, a.pixels, a.sampling, p.fast_plan, p.split, a.temperature, pixel_anchor}, p.factors, a.grad_features};
+    FastGradients job = {{a.features, a.pixels, a.sampling, p.fast_plan, p.split, a.temperature, pixel_anchor}, p.factors, a.grad_features,
+                         is_aligned(a.grad_features, p.fast_plan.pixels_first)};
     error = fast_gradients(job, stream);
     if (error != cudaSuccess) return error;
   }
