@@ -162,6 +162,25 @@ def test_pixel_counts(spatial: tuple[int, ...], batch: int) -> None:
     compare(make_case(torch.float32, 8, 3, spatial=spatial, batch=batch, layout="channels_last"))
 
 
+LIMITS = [(227 << 10, 132), (163 << 10, 1), (99 << 10, 1)]  # shared memory of sm_90, sm_80 and sm_86; blocks that take several tiles
+
+
+@pytest.mark.parametrize("shared_limit,multiprocessors", LIMITS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("channels,num_classes,pixels", [(256, 19, 400), (256, 256, 70), (1024, 40, 70), (1000, 3, 40), (520, 64, 50)])
+def test_fast_tiles(dtype: torch.dtype, channels: int, num_classes: int, pixels: int, shared_limit: int, multiprocessors: int) -> None:
+    """Every size of tile, rings of prototypes and resident ones."""
+    kernels.module.set_options(shared_limit=shared_limit, multiprocessors=multiprocessors)
+    layout = "planes" if pixels == 70 else "channels_last"
+    compare(make_case(dtype, channels, num_classes, spatial=(pixels,), batch=3, layout=layout, weights=True), alpha=0.2)
+
+
+def test_beyond_the_fast_path() -> None:
+    for dtype in TYPES:
+        compare(make_case(dtype, 1030, 3, spatial=(33,), batch=2))
+        compare(make_case(dtype, 9, 257, spatial=(200,), batch=1, layout="channels_last"))
+
+
 OPTIONS = {
     "weights": dict(weights=True),
     "sampled": dict(num_negatives=11),
@@ -246,8 +265,8 @@ def test_ignore_index(ignore_index: int) -> None:
 @pytest.mark.parametrize("dtype", TYPES)
 def test_thread_orders(dtype: torch.dtype, order: int, seed: int) -> None:
     """A barrier that is missing gives a wrong result in some order; the right ones are equal to the bit."""
-    kernels.module.set_options(order=order, seed=seed)
-    case = make_case(dtype, 72, 19, spatial=(150,), weights=True)
+    kernels.module.set_options(order=order, seed=seed, multiprocessors=1)
+    case = make_case(dtype, 72, 19, spatial=(1200,), batch=1, weights=True)
     compare(case, num_negatives=20, alpha=0.2, learnable=True)
 
 

@@ -215,6 +215,7 @@ __global__ void __launch_bounds__(256, kTiles <= 8 ? 2 : 1) fast_gradients_kerne
     MyPixels<kTiles> mine = my_pixels<kTiles>(a, place, arrays);
     coefficients(job, mine, s, direction.along);
     scale_and_split<T, kTiles>(s, direction.undo);
+    __syncwarp();  // all lanes have read the warp's pixels, which the product replaces
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
       direction.undo[j] /= Split<T>::kScale;

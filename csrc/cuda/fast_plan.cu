@@ -1,4 +1,5 @@
 // How the fast path cuts a call into tiles, and which of its kernels runs.
+#include "device.h"
 #include "fast_gradients.cuh"
 #include "fast_statistics.cuh"
 
@@ -15,16 +16,9 @@ extern template cudaError_t fast_gradients_as<float>(const FastGradients&, cudaS
 
 namespace {
 
-constexpr int kMostChannels = 1024, kMostClasses = 256, kMostBlocks = 1024;
+constexpr int kMostChannels = 1024, kMostClasses = 256, kMostBlocks = 2048;
 
 int round_up(int64_t n, int multiple) { return static_cast<int>((n + multiple - 1) / multiple * multiple); }
-
-int shared_limit() {
-  int device = 0, bytes = 0;
-  if (cudaGetDevice(&device) != cudaSuccess) return 0;
-  if (cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) != cudaSuccess) return 0;
-  return bytes;
-}
 
 // Fills in what follows from the number of pixels of a tile; false where it does not fit.
 bool fit(FastPlan& p, const Features& x, int64_t num_classes, bool backward, int chunk_bytes, int tile_pixels, int budget) {
@@ -67,7 +61,7 @@ bool plan_fast(const Features& x, int64_t num_classes, bool backward, FastPlan& 
   if (!fits) return false;
   p.tiles_per_image = (x.pixels + p.tile_pixels - 1) / p.tile_pixels;
   p.tiles = p.tiles_per_image * x.batch;
-  p.blocks = static_cast<int>(p.tiles < 1 ? 1 : p.tiles < kMostBlocks ? p.tiles : kMostBlocks);
+  p.blocks = static_cast<int>(few_blocks(p.tiles, kMostBlocks));
   return true;
 }
 

@@ -1,3 +1,4 @@
+#include "device.h"
 #include "generic.cuh"
 
 namespace proac::cuda {
@@ -72,10 +73,9 @@ __global__ void __launch_bounds__(kGenericThreads) generic_statistics_kernel(Gen
   if (t == 0) static_cast<Diagnostics*>(a.diagnostics)[blockIdx.x] = diagnostics;
 }
 
-// Determined by shapes alone, so that results are; few where K makes a block's own memory large.
+// Few where K makes a block's own memory large.
 int generic_blocks(const Features& x, int64_t num_classes) {
-  int64_t tiles = tile_pixels(x, kGenericPixels).count, most = num_classes > 512 ? 64 : 256;
-  return static_cast<int>(tiles < 1 ? 1 : tiles < most ? tiles : most);
+  return static_cast<int>(few_blocks(tile_pixels(x, kGenericPixels).count, num_classes > 512 ? 64 : 256));
 }
 
 cudaError_t generic_statistics(const GenericStatistics& a, int blocks, cudaStream_t stream) {

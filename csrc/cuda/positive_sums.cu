@@ -1,5 +1,6 @@
 // Stage (ii): for each class, the sums of softplus(log Z_k - S_ki) and of its derivative over its own pixels, (4) and (7).
 // Reads 4 bytes of S, the label and the weight of each pixel; writes two K-vectors per block, then merges them.
+#include "device.h"
 #include "finish.cuh"
 #include "math.cuh"
 #include "pixels.cuh"
@@ -42,8 +43,7 @@ __global__ void __launch_bounds__(kSumThreads) positive_sums_kernel(PositiveSums
 }
 
 static int blocks_of(const PositiveSums& a) {
-  int64_t wanted = (a.pixels.count + kSumThreads - 1) / kSumThreads, most = a.pixels.num_classes > 512 ? 64 : 512;
-  return static_cast<int>(wanted < 1 ? 1 : wanted < most ? wanted : most);
+  return static_cast<int>(few_blocks((a.pixels.count + kSumThreads - 1) / kSumThreads, a.pixels.num_classes > 512 ? 64 : 512));
 }
 
 size_t workspace_bytes(const PositiveSums& a) {

@@ -3,6 +3,7 @@
 // takes 8 more bits: a histogram of those pixels of V \ P_k which agree with class k's prefix, then the bin that holds the
 // num_negatives-th of them. The first pass, where all agree, counts each class's own pixels and subtracts. Counts are
 // integers, so the atomics' order does not matter; nothing is read back by the host.
+#include "device.h"
 #include "math.cuh"
 #include "pixels.cuh"
 
@@ -95,8 +96,7 @@ cudaError_t run(const SelectNegatives& a, cudaStream_t stream) {
   job.rank = job.prefix + num_classes;
   job.index_bits = (bits + 7) / 8 * 8;
   cudaError_t error = launch(select_start_kernel, ((num_classes + 1) * kBins + kSelectThreads - 1) / kSelectThreads, kSelectThreads, 0, stream, job);
-  int64_t blocks = (a.pixels.count + kSelectThreads - 1) / kSelectThreads;
-  blocks = blocks < 1 ? 1 : blocks < 1024 ? blocks : 1024;
+  int64_t blocks = few_blocks((a.pixels.count + kSelectThreads - 1) / kSelectThreads, 1024);
   auto histogram = a.compute == Type::float64 ? select_histogram_kernel<double> : select_histogram_kernel<float>;
   for (job.shift = 24 + job.index_bits; job.shift >= 0 && error == cudaSuccess; job.shift -= 8) {
     job.first = job.shift == 24 + job.index_bits;

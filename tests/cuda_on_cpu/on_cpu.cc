@@ -236,4 +236,4 @@ void launch(void* kernel, unsigned blocks, int threads, size_t dyn, const void* 
 }
 }  // namespace on_cpu
 cudaError_t cudaGetDevice(int* device) { *device = 0; return cudaSuccess; }
-cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) { *value = (int)on_cpu::options().shared_limit; return cudaSuccess; }
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr a, int) { *value = a == cudaDevAttrMultiProcessorCount ? on_cpu::options().multiprocessors : (int)on_cpu::options().shared_limit; return cudaSuccess; }

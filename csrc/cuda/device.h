@@ -1,0 +1,24 @@
+// What the launchers ask of the device at hand.
+#pragma once
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+namespace proac::cuda {
+
+inline int device_attribute(cudaDeviceAttr attribute) {
+  int device = 0, value = 0;
+  if (cudaGetDevice(&device) != cudaSuccess || cudaDeviceGetAttribute(&value, attribute, device) != cudaSuccess) return 0;
+  return value;
+}
+inline int shared_limit() { return device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin); }
+
+// How many blocks to launch for `wanted` pieces of work: each takes several where there are more than `most`, or than eight
+// for each multiprocessor. At least one, which writes the sums over nothing.
+inline int64_t few_blocks(int64_t wanted, int64_t most) {
+  int64_t resident = 8 * static_cast<int64_t>(device_attribute(cudaDevAttrMultiProcessorCount));
+  if (resident > 0 && resident < most) most = resident;
+  return wanted < 1 ? 1 : wanted < most ? wanted : most;
+}
+
+}  // namespace proac::cuda

@@ -1,0 +1,113 @@
+"""Runs the launches of a call again, in nvcc's PTX: the CPU build of the kernels' source makes them, ptxsim runs them.
+
+The launchers of csrc/cuda run in the CPU build (tests/cuda_on_cpu), which writes down each launch: kernel, grid, dynamic
+shared memory, and the bytes of the one struct that every kernel takes. Here those launches run in the PTX interpreter on
+copies of the call's arrays, with each pointer in the struct moved to its copy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+KERNELS = ROOT / "csrc" / "cuda"
+TOOLS = Path(os.environ.get("PROAC_TOOLS", ROOT.parent / "shared" / "tools"))
+
+
+def why_not() -> str | None:
+    """Why the PTX cannot be run here, or None."""
+    if not (TOOLS / "ptxsim").is_dir():
+        return f"no PTX interpreter beside the checkout ({TOOLS / 'ptxsim'})"
+    if shutil.which("nvcc") is None:
+        return "nvcc is not installed"
+    return None
+
+
+def ptxsim() -> Any:
+    if str(TOOLS) not in sys.path:
+        sys.path.insert(0, str(TOOLS))
+    import ptxsim as package
+
+    return package
+
+
+def compile_ptx(source: str, *flags: str) -> Path:
+    """The PTX for sm_80 of one source file; compiled anew only where a source changed."""
+    sources = sorted([*KERNELS.glob("*.cuh"), *KERNELS.glob("*.h"), KERNELS / source])
+    digest = hashlib.sha256(" ".join(flags).encode() + b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
+    cache = Path(os.environ.get("PROAC_TEST_CACHE", Path(tempfile.gettempdir()) / "proac_cuda_ptx"))
+    cache.mkdir(parents=True, exist_ok=True)
+    target = cache / f"{Path(source).stem}-{digest}.ptx"
+    if not target.exists():
+        part = target.with_suffix(f".{os.getpid()}.part")
+        command = ["nvcc", "-std=c++17", "-arch=sm_80", "-ptx", *flags, str(KERNELS / source), "-o", str(part)]
+        subprocess.run(command, check=True)
+        part.replace(target)
+    return target
+
+
+class Replay:
+    """Device copies of a call's arrays, and its launches. ``counters`` and ``traffic``: per launch, by kernel name."""
+
+    def __init__(self, module: Any, flags: tuple[str, ...] = (), seed: int = 0, tensor_core: str = "exact", nbytes: int = 1 << 28) -> None:
+        self.on_cpu, self.flags = module, flags
+        self.device = ptxsim().Device(seed=seed, tensor_core=tensor_core, nbytes=nbytes)
+        self.copies: list[tuple[int, int, Any, np.ndarray]] = []
+        self.counters: list[tuple[str, Any, dict[str, dict[str, int]]]] = []
+        self.names: dict[str, Any] = {}
+        self.modules: dict[str, Any] = {}
+        module.take_launches(), module.take_workspaces()
+
+    def add(self, name: str, array: np.ndarray, out: bool = False) -> None:
+        """An input, or an output, which is empty on the device."""
+        flat = np.lib.stride_tricks.as_strided(array.reshape(-1)[:0] if array.size == 0 else array, (0,), (1,))
+        low, high = np.lib.array_utils.byte_bounds(array) if array.size else (array.ctypes.data, array.ctypes.data)
+        del flat
+        raw = np.ctypeslib.as_array((np.ctypeslib.ctypes.c_uint8 * max(1, high - low)).from_address(low))
+        copy = self.device.empty(raw.shape, np.uint8) if out else self.device.array(raw)
+        self.copies.append((low, raw.nbytes, copy, raw))
+        self.names[name] = copy
+
+    def get(self, name: str, like: np.ndarray) -> np.ndarray:
+        """An output, in the form of the host's array."""
+        base = self.names[name].get()
+        low = np.lib.array_utils.byte_bounds(like)[0]
+        offset = like.ctypes.data - low
+        return np.ndarray(like.shape, like.dtype, base.tobytes(), offset, like.strides)
+
+    def _module(self, kernel: str) -> Any:
+        for source in sorted(KERNELS.glob("*.cu")):
+            if source.name not in self.modules:
+                text = compile_ptx(source.name, *self.flags).read_text()
+                self.modules[source.name] = (text, None)
+            text, loaded = self.modules[source.name]
+            if f".entry {kernel}(" in text:
+                if loaded is None:
+                    loaded = ptxsim().loads(text, source.name)
+                    self.modules[source.name] = (text, loaded)
+                return loaded
+        raise LookupError(kernel)
+
+    def run(self) -> None:
+        """The launches since the last one."""
+        for address, size in self.on_cpu.take_workspaces():
+            self.copies.append((address, size, self.device.empty(max(size, 1), np.uint8), np.zeros(0, np.uint8)))
+        for kernel, blocks, threads, shared, arguments in self.on_cpu.take_launches():
+            words = np.frombuffer(arguments, np.uint8).copy()
+            for at in range(0, len(words) - 7, 8):
+                value = int(words[at : at + 8].view(np.uint64)[0])
+                for low, size, copy, _ in self.copies:
+                    if low <= value < low + max(size, 1):
+                        words[at : at + 8] = np.frombuffer(np.uint64(copy.address + value - low).tobytes(), np.uint8)
+                        break
+            counters = self.device.launch(self._module(kernel), kernel, blocks, threads, [words.tobytes()], shared=shared)
+            self.counters.append((kernel, counters, {name: dict(copy.traffic) for name, copy in self.names.items()}))

@@ -1,0 +1,170 @@
+"""nvcc's PTX of the CUDA kernels in an interpreter: right, without races, and with the memory traffic that they claim."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from proac_cuda import reference, stages
+
+from . import ptx_replay
+
+if ptx_replay.why_not():
+    pytest.skip(str(ptx_replay.why_not()), allow_module_level=True)
+from .cuda_on_cpu import stages as kernels  # noqa: E402
+from .test_cuda_source import close, close_gradient, cosine_tolerance, gradient_tolerance, make_case  # noqa: E402
+
+
+class Call:
+    """Forward and backward of one case: on the CPU build, then in PTX. Arrays by name."""
+
+    def __init__(self, case: dict[str, Any], temperature: float = 0.1, alpha: float = 0.0, num_negatives: int | None = None,
+                 learnable: bool = False, hardest: bool = True, **options: Any) -> None:  # fmt: skip
+        kernels.module.set_options()
+        self.case, self.temperature, self.alpha = case, temperature, alpha
+        self.replay = replay = ptx_replay.Replay(kernels.module, **options)
+        array, x, labels, prototypes = kernels._array, case["features"], case["labels"], case["prototypes"]
+        w, c = case["pixel_weight"], case["class_weight"]
+        type_ = kernels._type(x)
+        inputs = dict(features=array(x), labels=array(labels), weight=array(w), prototypes=array(prototypes), classes=array(c))
+        for name, values in inputs.items():
+            if values is not None:
+                replay.add(name, values)
+        self.thresholds = self.rng = thresholds = rng = None
+        if num_negatives is not None:
+            rng = np.array([12345, 7])
+            replay.add("rng", rng)
+            is_double = x.dtype == torch.float64
+            thresholds = kernels.module.select_negatives(
+                list(x.shape[2:]), is_double, inputs["labels"], inputs["weight"], rng, num_negatives, len(prototypes), 255
+            )
+            self._run("thresholds", thresholds)
+            self.thresholds, self.rng = torch.from_numpy(thresholds), torch.from_numpy(rng)
+        arrays = (inputs["features"], type_, inputs["labels"], inputs["weight"], inputs["prototypes"], thresholds, rng)
+        statistics, positive, first = kernels.module.class_statistics(*arrays, temperature, 255, alpha > 0, hardest)
+        self._run("statistics", statistics, positive=positive, first=first)
+        self.forward = replay.counters[-2:]
+        sums = kernels.module.positive_sums(positive, inputs["labels"], inputs["weight"], statistics, 255, False)
+        self._run("sums", sums)
+        loss = kernels.module.reduce_loss(statistics, sums, inputs["classes"], alpha, stages.MEAN)
+        self._run("loss", loss)
+        self.forward_launches = len(replay.counters)
+        grad_loss = np.ones((), statistics.dtype)
+        replay.add("grad_loss", grad_loss)
+        self.grad = torch.empty_like(x)
+        grad = array(self.grad)
+        grad_prototypes = np.empty_like(inputs["prototypes"]) if learnable else None
+        kernels.module.loss_gradients(
+            *arrays, statistics, sums, inputs["classes"], grad_loss, temperature, 255, False, alpha, stages.MEAN, grad, grad_prototypes
+        )
+        more = {} if grad_prototypes is None else {"grad_prototypes": grad_prototypes}
+        self._run("grad", grad, **more)
+        self.backward_launches = len(replay.counters) - self.forward_launches
+        self.grad.view(torch.uint8 if False else self.grad.dtype)
+        bits = torch.from_numpy(replay.get("grad", grad).copy())
+        self.grad = bits.view(torch.bfloat16) if x.dtype == torch.bfloat16 else bits
+        self.out = {name: torch.from_numpy(replay.get(name, a).copy()) for name, a in
+                    dict(statistics=statistics, positive=positive, first=first, sums=sums, loss=loss, **more).items()}  # fmt: skip
+
+    def _run(self, name: str, values: np.ndarray, **more: np.ndarray) -> None:
+        for key, array in {name: values, **more}.items():
+            self.replay.add(key, array, out=True)
+        self.replay.run()
+
+    def check(self) -> None:
+        """Against the reference in float64, as tests/test_cuda_source.py checks the source."""
+        x, labels, p, w = (self.case[name] for name in ("features", "labels", "prototypes", "pixel_weight"))
+        w = None if w is None else w.double()
+        c = None if self.case["class_weight"] is None else self.case["class_weight"].double()
+        arguments = (x.double(), labels, w, p.double(), self.thresholds, self.rng)
+        statistics, positive, first = reference.class_statistics(*arguments, self.temperature, 255, self.alpha > 0, True)
+        at = cosine_tolerance(x.dtype, x.shape[1]) / self.temperature
+        assert torch.equal(self.out["first"], first)
+        close("positive", self.out["positive"], positive, at, 2e-6)
+        close("log Z", self.out["statistics"][stages.LOG_Z], statistics[stages.LOG_Z], at, 2e-6)
+        sums = reference.positive_sums(positive, labels, w, statistics, 255, False)
+        loss = reference.reduce_loss(statistics, sums, c, self.alpha, stages.MEAN)
+        close("loss", self.out["loss"], loss, 2 * at, 2e-6)
+        learnable = "grad_prototypes" in self.out
+        rest = (self.temperature, 255, False, self.alpha, stages.MEAN, True, learnable)
+        one = torch.ones((), dtype=torch.float64)
+        grad, grad_prototypes = reference.loss_gradients(*arguments, statistics, sums, c, one, *rest)
+        close_gradient("gradient", self.grad, grad, gradient_tolerance(x.dtype, self.temperature))
+        if learnable:
+            tolerance = gradient_tolerance(x.dtype, self.temperature)
+            close_gradient("prototypes' gradient", self.out["grad_prototypes"], grad_prototypes, tolerance)
+        assert not self.replay.device.races, self.replay.device.races[:3]
+        assert all(counters.uninitialised_loads == 0 for _, counters, _ in self.replay.counters)
+
+
+@pytest.mark.parametrize("layout", ["planes", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("channels,num_classes", [(64, 19), (40, 50), (48, 150)])
+def test_right_and_without_races(dtype: torch.dtype, layout: str, channels: int, num_classes: int) -> None:
+    call = Call(make_case(dtype, channels, num_classes, spatial=(200,), batch=1, layout=layout, weights=True), alpha=0.3)
+    call.check()
+    assert call.forward_launches <= 6 and call.backward_launches <= 3
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_sampled_and_learnable(dtype: torch.dtype) -> None:
+    case = make_case(dtype, 24, 5, spatial=(150,), batch=2)
+    Call(case, num_negatives=9, learnable=True).check()
+
+
+def test_unaligned_rows() -> None:
+    Call(make_case(torch.bfloat16, 33, 7, spatial=(7, 11), batch=3)).check()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_plain_path(dtype: torch.dtype) -> None:
+    Call(make_case(dtype, 8, 260, spatial=(70,), batch=1), alpha=0.5).check()
+
+
+def traffic(dtype: torch.dtype, layout: str, num_classes: int, pixels: int = 4096, channels: int = 256) -> dict[str, dict[str, float]]:
+    """Bytes per array over the features' bytes, for the two kernels that read the features."""
+    case = make_case(dtype, channels, num_classes, spatial=(pixels,), batch=1, layout=layout)
+    call = Call(case, hardest=False, nbytes=1 << 29)
+    call.check()
+    size = case["features"].numel() * case["features"].element_size()
+    out = {}
+    for name, counters, arrays in call.replay.counters:
+        if "fast_" not in name:
+            continue
+        stage = "forward" if "statistics" in name else "backward"
+        x, grad = arrays["features"], arrays.get("grad", dict(write_sectors=0, read_footprint=0, write_footprint=0))
+        total = counters.global_read_footprint + counters.global_write_footprint
+        named = [v for key, v in arrays.items() if key not in ("features", "grad")]
+        sectors_of_named = sum(v["read_sectors"] + v["write_sectors"] for v in named)
+        rest = counters.global_read_sectors + counters.global_write_sectors - x["read_sectors"] - grad["write_sectors"] - sectors_of_named
+        out[stage] = {
+            "features read": x["read_sectors"] * 32 / size,
+            "gradient written": grad["write_sectors"] * 32 / size,
+            "other footprint": (total - x["read_footprint"] - grad["write_footprint"]) * 32 / size,
+            "workspace sectors": rest * 32 / size,  # prototypes and partial sums
+            "shared wavefronts": counters.bank_conflict_ratio,
+        }
+    return out
+
+
+@pytest.mark.parametrize("layout", ["planes", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("num_classes", [19, pytest.param(150, marks=pytest.mark.slow)])
+def test_traffic(dtype: torch.dtype, layout: str, num_classes: int) -> None:
+    for stage, row in traffic(dtype, layout, num_classes, pixels=1024 if num_classes == 19 else 4096).items():
+        assert row["features read"] <= 1.05, (stage, row)
+        assert row["gradient written"] <= 1.02, (stage, row)
+        assert row["shared wavefronts"] <= 1.15, (stage, row)
+        if num_classes == 19:
+            assert row["workspace sectors"] <= 0.5, (stage, row)
+
+
+if __name__ == "__main__":
+    for classes in (19, 150):
+        for feature_type in (torch.bfloat16, torch.float32):
+            for order in ("planes", "channels_last"):
+                for stage, row in traffic(feature_type, order, classes).items():
+                    print(f"K={classes} {feature_type} {order} {stage}: " + ", ".join(f"{k} {v:.3f}" for k, v in row.items()), flush=True)
