@@ -7,6 +7,9 @@ Environment variables:
     PROAC_NO_EXT=1   install the pure-PyTorch reference only
     MAX_JOBS         compiler processes at a time; without it, one per core and per 2 GiB of memory that is available
     CXX, CXXFLAGS    compiler and extra flags
+    PROAC_NO_CUDA=1  build no CUDA kernels, even if this PyTorch and this machine have CUDA
+    PROAC_CUDA_ARCHITECTURES=80,90   for which GPUs; without it, 80, 90, 100 and 120, and PTX for all others from 80 on
+    CUDA_HOME        the CUDA toolkit, where nvcc is not on the path
     PROAC_SANITIZE=1 build with AddressSanitizer and UndefinedBehaviorSanitizer
 """
 
@@ -22,6 +25,7 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from typing import NamedTuple
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -33,6 +37,7 @@ ISA_FLAGS = {
     "csrc/cpu/isa_avx2.cpp": ["-mavx2", "-mfma", "-mf16c"],
     "csrc/cpu/isa_avx512.cpp": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"],
 }
+CUDA_ARCHITECTURES = (80, 90, 100, 120)  # those of them that nvcc knows
 OLDEST_TORCH = (2, 10)
 
 
@@ -99,9 +104,65 @@ def max_jobs() -> int:
     return max(1, jobs)
 
 
+class Cuda(NamedTuple):
+    """The CUDA toolkit to build with."""
+
+    nvcc: str
+    include: Path
+    libraries: Path
+    architectures: tuple[int, ...]
+
+    @property
+    def flags(self) -> str:
+        """Machine code for each architecture, and PTX of the oldest for all others."""
+        codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in self.architectures]
+        oldest = min(self.architectures)
+        codes.append(f"-gencode=arch=compute_{oldest},code=compute_{oldest}")
+        return f"-std=c++17 -O3 -Xcompiler -fPIC,-fvisibility=hidden {' '.join(codes)}"
+
+    @property
+    def names(self) -> str:
+        return ",".join(f"sm_{a}" for a in self.architectures) + f",compute_{min(self.architectures)}"
+
+
+def find_cuda(torch: Path) -> Cuda | str:
+    """The toolkit for the CUDA of that PyTorch, or why the CUDA kernels are not built."""
+    if os.environ.get("PROAC_NO_CUDA") == "1":
+        return "PROAC_NO_CUDA=1"
+    wanted = re.search(r"^cuda[^=]*= '(\d+)\.", (torch / "version.py").read_text(), re.MULTILINE)
+    if not wanted:
+        return "this PyTorch was built without CUDA"
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or "/usr/local/cuda"
+    candidates = [f"{home}/bin/nvcc"] if "CUDA_HOME" in os.environ else ["nvcc", f"{home}/bin/nvcc"]
+    nvcc = next((path for path in map(shutil.which, candidates) if path), None)
+    if nvcc is None:
+        return "no nvcc found (on the path, or below CUDA_HOME)"
+    version = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+    found = re.search(r"release (\d+)\.", version)
+    if not found or found[1] != wanted[1]:
+        return f"{nvcc} is of CUDA {found[1] if found else '?'}, this PyTorch of CUDA {wanted[1]}"
+    # nvcc may be a wrapper: it says itself where its toolkit is
+    said = subprocess.run([nvcc, "--dryrun", "-c", "x.cu"], capture_output=True, text=True).stderr
+    top = re.search(r"TOP=(.+)", said)
+    root = Path(top[1].strip()).resolve() if top else Path(nvcc).resolve().parent.parent
+    pip_headers = torch.parent / "nvidia" / f"cu{wanted[1]}" / "include"
+    include = root / "include" if (root / "include/cuda_runtime_api.h").is_file() else pip_headers
+    libraries = next((root / name for name in ("lib64", "lib") if (root / name / "libcudart_static.a").is_file()), root)
+    if not (libraries / "libcudart_static.a").is_file():
+        return f"no libcudart_static.a below {root}"
+    known = {int(a) for a in re.findall(r"compute_(\d+)", subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True).stdout)}
+    asked = os.environ.get("PROAC_CUDA_ARCHITECTURES")
+    architectures = tuple(int(a) for a in asked.split(",")) if asked else tuple(a for a in CUDA_ARCHITECTURES if a in known)
+    return Cuda(nvcc, include, libraries, architectures)
+
+
 def cuda_sources() -> list[str]:
-    """CUDA sources to add to the library; none yet."""
-    return []
+    """The CUDA sources, where they can be built."""
+    cuda = find_cuda(find_torch())
+    if isinstance(cuda, str):
+        loudly(f'building WITHOUT CUDA kernels: {cuda}.\nbackend="cuda" will not run; CUDA tensors take "triton" or "reference".')
+        return []
+    return ["csrc/cuda/ops.cpp", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc/cuda").glob("*.cu"))]
 
 
 class NinjaBuild(build_ext):
@@ -136,12 +197,20 @@ class NinjaBuild(build_ext):
             os.environ.get("CXXFLAGS", ""),
         ]
         libraries = f"-L{_escape(torch / 'lib')} -ltorch -ltorch_cpu -lc10"
+        cuda = find_cuda(torch) if any(source.endswith(".cu") for source in ext.sources) else None
+        if isinstance(cuda, Cuda):
+            flags.append(f"-isystem {_escape(cuda.include)} -DUSE_CUDA -DPROAC_CUDA_ARCHITECTURES='\"{cuda.names}\"'")
+            libraries += f" -ltorch_cuda -L{_escape(cuda.libraries)} -lcudart_static -lrt -lpthread -ldl"
         mac = "-undefined dynamic_lookup" if sys.platform == "darwin" else ""
         lines = [
             f"cxx = {compiler()}",
             f"cflags = {' '.join(filter(None, flags))}",
             "rule compile",
             "  command = $cxx -MMD -MF $out.d $cflags $isa -c $in -o $out",
+            "  depfile = $out.d",
+            "  deps = gcc",
+            "rule compile_cuda",
+            f"  command = {cuda.nvcc} -MD -MF $out.d {cuda.flags} -c $in -o $out" if isinstance(cuda, Cuda) else "  command = false",
             "  depfile = $out.d",
             "  deps = gcc",
             "rule link",
@@ -151,9 +220,10 @@ class NinjaBuild(build_ext):
         for source in ext.sources:
             if source in ISA_FLAGS and not x86 and ISA_FLAGS[source]:
                 continue
-            objects.append(Path(source).with_suffix(".o").name)
+            objects.append(source.replace("/", "_") + ".o")
+            rule = "compile_cuda" if source.endswith(".cu") else "compile"
             lines += [
-                f"build {objects[-1]}: compile {_escape(ROOT.resolve() / source)}",
+                f"build {objects[-1]}: {rule} {_escape(ROOT.resolve() / source)}",
                 f"  isa = {' '.join(ISA_FLAGS.get(source, []))}",
             ]
         lines += [f"build {_escape(target)}: link {' '.join(objects)}", f"default {_escape(target)}", ""]

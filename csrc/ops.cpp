@@ -8,8 +8,14 @@
 
 namespace {
 
-// What was built, as "key=value;key=value": the CPU's instruction set in use.
-std::string build_info() { return std::string("cpu=") + proac::cpu_kernels().name; }
+// What was built, as "key=value;key=value": the CPU's instruction set in use; the GPUs that there is code for.
+std::string build_info() {
+  std::string info = std::string("cpu=") + proac::cpu_kernels().name;
+#ifdef PROAC_CUDA_ARCHITECTURES
+  info += ";cuda=" PROAC_CUDA_ARCHITECTURES;
+#endif
+  return info;
+}
 
 }  // namespace
 

@@ -61,7 +61,7 @@ class Replay:
     def __init__(self, module: Any, flags: tuple[str, ...] = (), seed: int = 0, tensor_core: str = "exact", nbytes: int = 1 << 28) -> None:
         self.on_cpu, self.flags = module, flags
         self.device = ptxsim().Device(seed=seed, tensor_core=tensor_core, nbytes=nbytes)
-        self.copies: list[tuple[int, int, Any, np.ndarray]] = []
+        self.copies: list[tuple[int, int, Any]] = []
         self.counters: list[tuple[str, Any, dict[str, dict[str, int]]]] = []
         self.names: dict[str, Any] = {}
         self.modules: dict[str, Any] = {}
@@ -69,12 +69,10 @@ class Replay:
 
     def add(self, name: str, array: np.ndarray, out: bool = False) -> None:
         """An input, or an output, which is empty on the device."""
-        flat = np.lib.stride_tricks.as_strided(array.reshape(-1)[:0] if array.size == 0 else array, (0,), (1,))
         low, high = np.lib.array_utils.byte_bounds(array) if array.size else (array.ctypes.data, array.ctypes.data)
-        del flat
         raw = np.ctypeslib.as_array((np.ctypeslib.ctypes.c_uint8 * max(1, high - low)).from_address(low))
         copy = self.device.empty(raw.shape, np.uint8) if out else self.device.array(raw)
-        self.copies.append((low, raw.nbytes, copy, raw))
+        self.copies.append((low, raw.nbytes, copy))
         self.names[name] = copy
 
     def get(self, name: str, like: np.ndarray) -> np.ndarray:
@@ -99,15 +97,17 @@ class Replay:
 
     def run(self) -> None:
         """The launches since the last one."""
+        lasting = len(self.copies)  # a workspace is freed after its stage: its addresses may be an array's afterwards
         for address, size in self.on_cpu.take_workspaces():
-            self.copies.append((address, size, self.device.empty(max(size, 1), np.uint8), np.zeros(0, np.uint8)))
+            self.copies.append((address, size, self.device.empty(max(size, 1), np.uint8)))
         for kernel, blocks, threads, shared, arguments in self.on_cpu.take_launches():
             words = np.frombuffer(arguments, np.uint8).copy()
             for at in range(0, len(words) - 7, 8):
                 value = int(words[at : at + 8].view(np.uint64)[0])
-                for low, size, copy, _ in self.copies:
+                for low, size, copy in self.copies:
                     if low <= value < low + max(size, 1):
                         words[at : at + 8] = np.frombuffer(np.uint64(copy.address + value - low).tobytes(), np.uint8)
                         break
             counters = self.device.launch(self._module(kernel), kernel, blocks, threads, [words.tobytes()], shared=shared)
             self.counters.append((kernel, counters, {name: dict(copy.traffic) for name, copy in self.names.items()}))
+        del self.copies[lasting:]

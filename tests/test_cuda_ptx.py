@@ -22,8 +22,8 @@ class Call:
     """Forward and backward of one case: on the CPU build, then in PTX. Arrays by name."""
 
     def __init__(self, case: dict[str, Any], temperature: float = 0.1, alpha: float = 0.0, num_negatives: int | None = None,
-                 learnable: bool = False, hardest: bool = True, **options: Any) -> None:  # fmt: skip
-        kernels.module.set_options()
+                 learnable: bool = False, hardest: bool = True, multiprocessors: int = 132, **options: Any) -> None:  # fmt: skip
+        kernels.module.set_options(multiprocessors=multiprocessors)
         self.case, self.temperature, self.alpha = case, temperature, alpha
         self.replay = replay = ptx_replay.Replay(kernels.module, **options)
         array, x, labels, prototypes = kernels._array, case["features"], case["labels"], case["prototypes"]
@@ -63,7 +63,6 @@ class Call:
         more = {} if grad_prototypes is None else {"grad_prototypes": grad_prototypes}
         self._run("grad", grad, **more)
         self.backward_launches = len(replay.counters) - self.forward_launches
-        self.grad.view(torch.uint8 if False else self.grad.dtype)
         bits = torch.from_numpy(replay.get("grad", grad).copy())
         self.grad = bits.view(torch.bfloat16) if x.dtype == torch.bfloat16 else bits
         self.out = {name: torch.from_numpy(replay.get(name, a).copy()) for name, a in

@@ -140,13 +140,16 @@ template <class T, bool kRows, int kWidth>
 __device__ __forceinline__ void replace(T* tile, int pitch, int channel, const float (&sum)[2][4], const Direction& d) {
   int lane = threadIdx.x & 31, g = lane >> 2, q = lane & 3, pixel = (threadIdx.x >> 5) * kWarpPixels;
   if constexpr (sizeof(T) == 4) {
+    T* mine = tile + at<kRows>(pitch, pixel + g, channel + q);
+    auto place = [&](int h, int e) { return at<kRows>(pitch, 8 * (e >> 1), 8 * h + 4 * (e & 1)); };
+    float x[kWidth / 8][4];
 #pragma unroll
     for (int h = 0; h < kWidth / 8; ++h)
+      for (int e = 0; e < 4; ++e) x[h][e] = mine[place(h, e)];
+    __syncwarp();
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        T& x = tile[at<kRows>(pitch, pixel + g + 8 * (e >> 1), channel + 8 * h + q + 4 * (e & 1))];
-        x = d.gradient(e >> 1, sum[h][e], x);
-      }
+    for (int h = 0; h < kWidth / 8; ++h)
+      for (int e = 0; e < 4; ++e) mine[place(h, e)] = d.gradient(e >> 1, sum[h][e], x[h][e]);
   } else {
     uint32_t x[4];  // x[2 h + j]: channels 8 h + 2 q and one more of pixel g + 8 j
     if constexpr (kRows) ldmatrix(x, tile + (pixel + (lane & 7) + (lane >> 3 & 1) * 8) * pitch + channel + (lane >> 4) * 8);

@@ -79,10 +79,12 @@ __device__ __forceinline__ void fetch_features(const FastArguments& a, const Til
     __pipeline_memcpy_async(tile + at<kRows>(pitch, pixel, channel), source, 16, (F::kVector - left) * sizeof(T));
   };
   if (a.plan.aligned && kRows) {
-    constexpr int kPieces = kChunkBytes / 16;
+    // Eight lanes write 16 bytes each to banks of their own: pixels that far apart which 16 bytes of padding part them.
+    constexpr int kPieces = kChunkBytes / 16, kTogether = 8 / kPieces, kApart = 8 / kTogether;
 #pragma unroll
     for (int pass = 0; pass < kPieces / 2; ++pass) {  // two threads to a pixel
-      int i = pass * blockDim.x + t, pixel = i / kPieces, channel = first + i % kPieces * F::kVector;
+      int i = pass * blockDim.x + t, order = i / kPieces, channel = first + i % kPieces * F::kVector;
+      int pixel = order / 8 * 8 + order % kTogether * kApart + order % 8 / kTogether;
       copy(pixel, channel, pixel < place.pixels ? channels - channel : 0);
     }
   } else if (a.plan.aligned) {

@@ -92,7 +92,7 @@ GradientsPlan plan(const LossGradients& a) {
 
 }  // namespace
 
-// A workspace may be asked for before the pointers of the outputs exist; what counts is which are wanted.
+// Which outputs are wanted counts, not where they lie.
 size_t workspace_bytes(const ClassStatistics& a) {
   ClassStatistics shape = a;
   shape.workspace = nullptr;
