@@ -13,7 +13,10 @@
 
 #include "arguments.h"
 
-#ifndef MUTANT  // tests/cuda_mutants.py: -DMUTANT=n drops the n-th marked barrier or wait
+// tests/cuda_mutants.py: the n-th marked barrier or wait is left out. Nothing, unless compiled with -DMUTANT=n.
+#ifdef CUDA_ON_CPU
+#define MUTANT (on_cpu::options().mutant)
+#elif !defined(MUTANT)
 #define MUTANT 0
 #endif
 #define SYNC_THREADS(n) do { if (MUTANT != (n)) __syncthreads(); } while (0)

@@ -107,9 +107,9 @@ static void loss_gradients(Array features, std::string type, Array labels, Maybe
   run_stage(stage);
 }
 
-static void set_options(int order, uint64_t seed, size_t shared_limit, int multiprocessors) {
+static void set_options(int order, uint64_t seed, size_t shared_limit, int multiprocessors, int mutant) {
   auto& o = on_cpu::options();
-  o.order = order, o.seed = seed, o.shared_limit = shared_limit, o.multiprocessors = multiprocessors;
+  o.order = order, o.seed = seed, o.shared_limit = shared_limit, o.multiprocessors = multiprocessors, o.mutant = mutant;
 }
 static py::list take_launches() {
   py::list out;
@@ -129,7 +129,7 @@ PYBIND11_MODULE(cuda_on_cpu, m) {
   m.def("positive_sums", positive_sums);
   m.def("reduce_loss", reduce_loss);
   m.def("loss_gradients", loss_gradients);
-  m.def("set_options", set_options, py::arg("order") = 2, py::arg("seed") = 1, py::arg("shared_limit") = 227 << 10, py::arg("multiprocessors") = 132);
+  m.def("set_options", set_options, py::arg("order") = 2, py::arg("seed") = 1, py::arg("shared_limit") = 227 << 10, py::arg("multiprocessors") = 132, py::arg("mutant") = 0);
   m.def("take_launches", take_launches);
   m.def("take_workspaces", take_workspaces);
 }

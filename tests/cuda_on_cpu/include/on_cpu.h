@@ -52,6 +52,7 @@ struct Options {
   uint64_t seed = 1;           // order of fibers and blocks
   int order = 2;               // 0 ascending, 1 descending, 2 random
   bool poison = true;          // shared memory = 0xFF (NaN) before each block; cp.async targets poisoned until the wait
+  int mutant = 0;              // the marked barrier or wait that is left out
   int multiprocessors = 132;   // cudaDevAttrMultiProcessorCount
   size_t shared_limit = 227 << 10;  // what cudaDevAttrMaxSharedMemoryPerBlockOptin says
   bool preempt = false;        // also switch at atomics (never needed for correct kernels; finds racy protocols)
