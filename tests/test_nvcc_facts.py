@@ -30,4 +30,4 @@ def test_fast_path(rows: list[nvcc_facts.Row]) -> None:
     for row in fast:
         assert row.tensor_core and row.wide_copies, row
         assert row.wide_stores or "gradients" not in row.kernel, row
-        assert row.warps >= 8, row
+        assert row.warps >= 4, row

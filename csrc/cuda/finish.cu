@@ -45,7 +45,7 @@ __device__ void merge_diagnostics(const MergeStatistics& a) {
 
 // Blocks take 32 classes each; the last one the diagnostics.
 template <class C>
-__global__ void __launch_bounds__(kColumns* kLanes) merge_statistics_kernel(MergeStatistics a) {
+__global__ void __launch_bounds__(kColumns * kLanes, 1) merge_statistics_kernel(MergeStatistics a) {
   SHARED(LogSum<C>[kColumns * kLanes], pairs);
   SHARED(C[kColumns * kLanes], single);
   if (blockIdx.x == gridDim.x - 1) {
@@ -75,7 +75,7 @@ __global__ void __launch_bounds__(kColumns* kLanes) merge_statistics_kernel(Merg
 }
 
 template <class C>
-__global__ void __launch_bounds__(kColumns* kLanes) merge_sums_kernel(MergeSums a) {
+__global__ void __launch_bounds__(kColumns * kLanes, 1) merge_sums_kernel(MergeSums a) {
   SHARED(C[kColumns * kLanes], single);
   int64_t i = static_cast<int64_t>(blockIdx.x) * kColumns + threadIdx.x % kColumns;
   C sum = C(0);

@@ -86,7 +86,7 @@ __device__ void add_prototype_gradient(const GenericGradients& a, GenericTile<C>
 
 // Stage (iii): load a tile -> S -> coefficients -> products with prototypes and with features.
 template <class T>
-__global__ void __launch_bounds__(kGenericThreads) generic_gradients_kernel(GenericGradients a) {
+__global__ void __launch_bounds__(kGenericThreads, 1) generic_gradients_kernel(GenericGradients a) {
   using C = Compute<T>;
   SHARED(GenericTile<C>, tile);
   SHARED(C[kGenericPixels], pixel_log_z); SHARED(C[kGenericPixels], dot);

@@ -5,7 +5,7 @@ namespace proac::cuda {
 
 // Stage (i), (1), (3) and (5): load a tile -> S of 64 classes -> reduce over the tile's pixels into the block's partial rows.
 template <class T>
-__global__ void __launch_bounds__(kGenericThreads) generic_statistics_kernel(GenericStatistics a) {
+__global__ void __launch_bounds__(kGenericThreads, 1) generic_statistics_kernel(GenericStatistics a) {
   using C = Compute<T>;
   SHARED(GenericTile<C>, tile);
   SHARED(C[kGenericPixels], positive); SHARED(C[kGenericPixels], excess);

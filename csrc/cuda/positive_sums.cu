@@ -15,7 +15,7 @@ struct PositiveSumsKernel {
 };
 
 template <class C>
-__global__ void __launch_bounds__(kSumThreads) positive_sums_kernel(PositiveSumsKernel job) {
+__global__ void __launch_bounds__(kSumThreads, 1) positive_sums_kernel(PositiveSumsKernel job) {
   SHARED(int[kSumThreads], label);
   SHARED(C[kSumThreads], loss); SHARED(C[kSumThreads], slope);
   const PositiveSums& a = job.a;
