@@ -150,9 +150,16 @@ def find_cuda(torch: Path) -> Cuda | str:
     libraries = next((root / name for name in ("lib64", "lib") if (root / name / "libcudart_static.a").is_file()), root)
     if not (libraries / "libcudart_static.a").is_file():
         return f"no libcudart_static.a below {root}"
-    known = {int(a) for a in re.findall(r"compute_(\d+)", subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True).stdout)}
+    known = {
+        int(a)
+        for a in re.findall(
+            r"compute_(\d+)", subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True).stdout
+        )
+    }
     asked = os.environ.get("PROAC_CUDA_ARCHITECTURES")
-    architectures = tuple(int(a) for a in asked.split(",")) if asked else tuple(a for a in CUDA_ARCHITECTURES if a in known)
+    architectures = (
+        tuple(int(a) for a in asked.split(",")) if asked else tuple(a for a in CUDA_ARCHITECTURES if a in known)
+    )
     return Cuda(nvcc, include, libraries, architectures)
 
 
@@ -160,7 +167,9 @@ def cuda_sources() -> list[str]:
     """The CUDA sources, where they can be built."""
     cuda = find_cuda(find_torch())
     if isinstance(cuda, str):
-        loudly(f'building WITHOUT CUDA kernels: {cuda}.\nbackend="cuda" will not run; CUDA tensors take "triton" or "reference".')
+        loudly(
+            f'building WITHOUT CUDA kernels: {cuda}.\nbackend="cuda" will not run; CUDA tensors take "triton" or "reference".'
+        )
         return []
     return ["csrc/cuda/ops.cpp", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc/cuda").glob("*.cu"))]
 
@@ -210,7 +219,9 @@ class NinjaBuild(build_ext):
             "  depfile = $out.d",
             "  deps = gcc",
             "rule compile_cuda",
-            f"  command = {cuda.nvcc} -MD -MF $out.d {cuda.flags} -c $in -o $out" if isinstance(cuda, Cuda) else "  command = false",
+            f"  command = {cuda.nvcc} -MD -MF $out.d {cuda.flags} -c $in -o $out"
+            if isinstance(cuda, Cuda)
+            else "  command = false",
             "  depfile = $out.d",
             "  deps = gcc",
             "rule link",

@@ -164,11 +164,30 @@ def _launches() -> dict[tuple[int, str], tuple[int, int]]:
             for order in "CF":
                 x = np.zeros((1, 256, 16), dtype, order="C" if order == "C" else "F")
                 labels, p = np.full((1, 16), 255, np.uint8), np.ones((classes, 256), np.float32)
-                statistics, positive, _ = module.class_statistics(x, type_, labels, None, p, None, None, 0.1, 255, False, False)
+                statistics, positive, _ = module.class_statistics(
+                    x, type_, labels, None, p, None, None, 0.1, 255, False, False
+                )
                 sums = module.positive_sums(positive, labels, None, statistics, 255, False)
                 one = np.ones((), np.float32)
                 module.loss_gradients(
-                    x, type_, labels, None, p, None, None, statistics, sums, None, one, 0.1, 255, False, 0.0, 1, x.copy(order="K"), None
+                    x,
+                    type_,
+                    labels,
+                    None,
+                    p,
+                    None,
+                    None,
+                    statistics,
+                    sums,
+                    None,
+                    one,
+                    0.1,
+                    255,
+                    False,
+                    0.0,
+                    1,
+                    x.copy(order="K"),
+                    None,
                 )
                 for name, _, threads, shared, _ in module.take_launches():
                     if "fast_" in name:

@@ -81,7 +81,10 @@ def main() -> int:
         caught = done.returncode != 0
         survivors += not caught
         reason = (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1][:120]
-        print(f"{number:3d} {where[number]:28s} {'found by the ' + how + ': ' + reason if caught else 'SURVIVES'}", flush=True)
+        print(
+            f"{number:3d} {where[number]:28s} {'found by the ' + how + ': ' + reason if caught else 'SURVIVES'}",
+            flush=True,
+        )
     print(f"{survivors} survive")
     return survivors > 0
 

@@ -58,7 +58,9 @@ def compile_ptx(source: str, *flags: str) -> Path:
 class Replay:
     """Device copies of a call's arrays, and its launches. ``counters`` and ``traffic``: per launch, by kernel name."""
 
-    def __init__(self, module: Any, flags: tuple[str, ...] = (), seed: int = 0, tensor_core: str = "exact", nbytes: int = 1 << 28) -> None:
+    def __init__(
+        self, module: Any, flags: tuple[str, ...] = (), seed: int = 0, tensor_core: str = "exact", nbytes: int = 1 << 28
+    ) -> None:
         self.on_cpu, self.flags = module, flags
         self.device = ptxsim().Device(seed=seed, tensor_core=tensor_core, nbytes=nbytes)
         self.copies: list[tuple[int, int, Any]] = []
@@ -108,6 +110,8 @@ class Replay:
                     if low <= value < low + max(size, 1):
                         words[at : at + 8] = np.frombuffer(np.uint64(copy.address + value - low).tobytes(), np.uint8)
                         break
-            counters = self.device.launch(self._module(kernel), kernel, blocks, threads, [words.tobytes()], shared=shared)
+            counters = self.device.launch(
+                self._module(kernel), kernel, blocks, threads, [words.tobytes()], shared=shared
+            )
             self.counters.append((kernel, counters, {name: dict(copy.traffic) for name, copy in self.names.items()}))
         del self.copies[lasting:]

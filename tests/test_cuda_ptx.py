@@ -29,7 +29,13 @@ class Call:
         array, x, labels, prototypes = kernels._array, case["features"], case["labels"], case["prototypes"]
         w, c = case["pixel_weight"], case["class_weight"]
         type_ = kernels._type(x)
-        inputs = dict(features=array(x), labels=array(labels), weight=array(w), prototypes=array(prototypes), classes=array(c))
+        inputs = {
+            "features": array(x),
+            "labels": array(labels),
+            "weight": array(w),
+            "prototypes": array(prototypes),
+            "classes": array(c),
+        }
         for name, values in inputs.items():
             if values is not None:
                 replay.add(name, values)
@@ -39,7 +45,14 @@ class Call:
             replay.add("rng", rng)
             is_double = x.dtype == torch.float64
             thresholds = kernels.module.select_negatives(
-                list(x.shape[2:]), is_double, inputs["labels"], inputs["weight"], rng, num_negatives, len(prototypes), 255
+                list(x.shape[2:]),
+                is_double,
+                inputs["labels"],
+                inputs["weight"],
+                rng,
+                num_negatives,
+                len(prototypes),
+                255,
             )
             self._run("thresholds", thresholds)
             self.thresholds, self.rng = torch.from_numpy(thresholds), torch.from_numpy(rng)
@@ -58,7 +71,18 @@ class Call:
         grad = array(self.grad)
         grad_prototypes = np.empty_like(inputs["prototypes"]) if learnable else None
         kernels.module.loss_gradients(
-            *arrays, statistics, sums, inputs["classes"], grad_loss, temperature, 255, False, alpha, stages.MEAN, grad, grad_prototypes
+            *arrays,
+            statistics,
+            sums,
+            inputs["classes"],
+            grad_loss,
+            temperature,
+            255,
+            False,
+            alpha,
+            stages.MEAN,
+            grad,
+            grad_prototypes,
         )
         more = {} if grad_prototypes is None else {"grad_prototypes": grad_prototypes}
         self._run("grad", grad, **more)
@@ -79,7 +103,9 @@ class Call:
         w = None if w is None else w.double()
         c = None if self.case["class_weight"] is None else self.case["class_weight"].double()
         arguments = (x.double(), labels, w, p.double(), self.thresholds, self.rng)
-        statistics, positive, first = reference.class_statistics(*arguments, self.temperature, 255, self.alpha > 0, True)
+        statistics, positive, first = reference.class_statistics(
+            *arguments, self.temperature, 255, self.alpha > 0, True
+        )
         at = cosine_tolerance(x.dtype, x.shape[1]) / self.temperature
         assert torch.equal(self.out["first"], first)
         close("positive", self.out["positive"], positive, at, 2e-6)
@@ -103,7 +129,9 @@ class Call:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("channels,num_classes", [(64, 19), (40, 50), (48, 150)])
 def test_right_and_without_races(dtype: torch.dtype, layout: str, channels: int, num_classes: int) -> None:
-    call = Call(make_case(dtype, channels, num_classes, spatial=(200,), batch=1, layout=layout, weights=True), alpha=0.3)
+    call = Call(
+        make_case(dtype, channels, num_classes, spatial=(200,), batch=1, layout=layout, weights=True), alpha=0.3
+    )
     call.check()
     assert call.forward_launches <= 6 and call.backward_launches <= 3
 
@@ -123,7 +151,9 @@ def test_plain_path(dtype: torch.dtype) -> None:
     Call(make_case(dtype, 8, 260, spatial=(70,), batch=1), alpha=0.5).check()
 
 
-def traffic(dtype: torch.dtype, layout: str, num_classes: int, pixels: int = 4096, channels: int = 256) -> dict[str, dict[str, float]]:
+def traffic(
+    dtype: torch.dtype, layout: str, num_classes: int, pixels: int = 4096, channels: int = 256
+) -> dict[str, dict[str, float]]:
     """Bytes per array over the features' bytes, for the two kernels that read the features."""
     case = make_case(dtype, channels, num_classes, spatial=(pixels,), batch=1, layout=layout)
     call = Call(case, hardest=False, nbytes=1 << 29)
@@ -134,11 +164,20 @@ def traffic(dtype: torch.dtype, layout: str, num_classes: int, pixels: int = 409
         if "fast_" not in name:
             continue
         stage = "forward" if "statistics" in name else "backward"
-        x, grad = arrays["features"], arrays.get("grad", dict(write_sectors=0, read_footprint=0, write_footprint=0))
+        x, grad = (
+            arrays["features"],
+            arrays.get("grad", {"write_sectors": 0, "read_footprint": 0, "write_footprint": 0}),
+        )
         total = counters.global_read_footprint + counters.global_write_footprint
         named = [v for key, v in arrays.items() if key not in ("features", "grad")]
         sectors_of_named = sum(v["read_sectors"] + v["write_sectors"] for v in named)
-        rest = counters.global_read_sectors + counters.global_write_sectors - x["read_sectors"] - grad["write_sectors"] - sectors_of_named
+        rest = (
+            counters.global_read_sectors
+            + counters.global_write_sectors
+            - x["read_sectors"]
+            - grad["write_sectors"]
+            - sectors_of_named
+        )
         out[stage] = {
             "features read": x["read_sectors"] * 32 / size,
             "gradient written": grad["write_sectors"] * 32 / size,
@@ -166,4 +205,8 @@ if __name__ == "__main__":
         for feature_type in (torch.bfloat16, torch.float32):
             for order in ("planes", "channels_last"):
                 for stage, row in traffic(feature_type, order, classes).items():
-                    print(f"K={classes} {feature_type} {order} {stage}: " + ", ".join(f"{k} {v:.3f}" for k, v in row.items()), flush=True)
+                    print(
+                        f"K={classes} {feature_type} {order} {stage}: "
+                        + ", ".join(f"{k} {v:.3f}" for k, v in row.items()),
+                        flush=True,
+                    )

@@ -58,13 +58,13 @@ def make_case(
     double = torch.float64 if dtype == torch.float64 else torch.float32
     labels = torch.randint(0, num_classes, (batch, *(label_spatial or spatial)), generator=g)
     labels[torch.rand(labels.shape, generator=g) < 0.1] = 255
-    case: dict[str, Any] = dict(
-        features=make_features((batch, channels, *spatial), dtype, layout, g),
-        labels=labels.to(label_dtype),
-        prototypes=torch.randn(num_classes, channels, generator=g, dtype=torch.float64).to(double),
-        pixel_weight=None,
-        class_weight=None,
-    )
+    case: dict[str, Any] = {
+        "features": make_features((batch, channels, *spatial), dtype, layout, g),
+        "labels": labels.to(label_dtype),
+        "prototypes": torch.randn(num_classes, channels, generator=g, dtype=torch.float64).to(double),
+        "pixel_weight": None,
+        "class_weight": None,
+    }
     if weights:
         w = torch.rand(labels.shape, generator=g, dtype=torch.float64).to(double) * 3
         case["pixel_weight"] = torch.where(torch.rand(w.shape, generator=g) < 0.1, 0, w)
@@ -78,13 +78,17 @@ def close(name: str, got: Tensor, truth: Tensor, absolute: float, relative: floa
     same = got.isfinite()
     assert torch.equal(got[~same].nan_to_num(), truth[~same].nan_to_num()), name
     error = (got - truth).abs()[same] - relative * truth.abs()[same]
-    assert error.numel() == 0 or float(error.max()) <= absolute, f"{name}: off by {float(error.max()):.2e}, {absolute:.1e} allowed"
+    assert error.numel() == 0 or float(error.max()) <= absolute, (
+        f"{name}: off by {float(error.max()):.2e}, {absolute:.1e} allowed"
+    )
 
 
 def close_gradient(name: str, got: Tensor, truth: Tensor, tolerance: float) -> None:
     rounding = float((truth.to(got.dtype).double() - truth).norm()) if got.element_size() == 2 else 0.0
     error, size = float((got.double() - truth).norm()), float(truth.norm())
-    assert error <= rounding + tolerance * size, f"{name}: relative error {error:.2e} / {size:.2e}, {tolerance:.1e} allowed"
+    assert error <= rounding + tolerance * size, (
+        f"{name}: relative error {error:.2e} / {size:.2e}, {tolerance:.1e} allowed"
+    )
 
 
 def compare(
@@ -102,7 +106,9 @@ def compare(
     if num_negatives is not None:
         rng = torch.tensor([-(2**62) + 12345, 7])
         thresholds = kernels.select_negatives(x, labels, w, rng, num_negatives, num_classes, ignore_index)
-        assert torch.equal(thresholds, reference.select_negatives(x, labels, w, rng, num_negatives, num_classes, ignore_index))
+        assert torch.equal(
+            thresholds, reference.select_negatives(x, labels, w, rng, num_negatives, num_classes, ignore_index)
+        )
     options = (temperature, ignore_index, alpha > 0, True)
     statistics, positive, first = kernels.class_statistics(x, labels, w, prototypes, thresholds, rng, *options)
     true_statistics, true_positive, true_first = reference.class_statistics(
@@ -116,13 +122,21 @@ def compare(
     for row in (stages.WEIGHT, stages.NEGATIVE_WEIGHT):
         close(f"row {row}", statistics[row], true_statistics[row], 0, 2e-6)
     for row in (stages.POSITIVE_SUM, stages.PIXEL_LOSS_SUM):
-        close(f"row {row}", statistics[row], true_statistics[row], (at + relative / temperature) * float(weight), relative)
+        close(
+            f"row {row}", statistics[row], true_statistics[row], (at + relative / temperature) * float(weight), relative
+        )
     sums = kernels.positive_sums(positive, labels, w, statistics, ignore_index, negative_mean)
     true_sums = reference.positive_sums(true_positive, labels, exact(w), true_statistics, ignore_index, negative_mean)
     close("sums", sums, true_sums, 2 * at * float(weight), 2 * relative)
     loss = kernels.reduce_loss(statistics, sums, c, alpha, reduction)
     true_loss = reference.reduce_loss(true_statistics, true_sums, exact(c), alpha, reduction)
-    close("loss", loss, true_loss, 2 * at * max(1.0, 1.0 if c is None else float(c.sum())) * (num_classes if reduction == stages.SUM else 1), relative)
+    close(
+        "loss",
+        loss,
+        true_loss,
+        2 * at * max(1.0, 1.0 if c is None else float(c.sum())) * (num_classes if reduction == stages.SUM else 1),
+        relative,
+    )
     grad_loss = torch.rand(true_loss.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64) + 0.5
     rest = (temperature, ignore_index, negative_mean, alpha, reduction, True, learnable)
     grad, grad_prototypes = kernels.loss_gradients(
@@ -135,7 +149,9 @@ def compare(
     assert grad.dtype == dtype and grad.stride() == torch.empty_like(x).stride()
     close_gradient("gradient", grad, true_grad, gradient_tolerance(dtype, temperature))
     if learnable:
-        close_gradient("prototypes' gradient", grad_prototypes, true_grad_prototypes, gradient_tolerance(dtype, temperature))
+        close_gradient(
+            "prototypes' gradient", grad_prototypes, true_grad_prototypes, gradient_tolerance(dtype, temperature)
+        )
 
 
 @pytest.fixture(autouse=True)
@@ -162,13 +178,21 @@ def test_pixel_counts(spatial: tuple[int, ...], batch: int) -> None:
     compare(make_case(torch.float32, 8, 3, spatial=spatial, batch=batch, layout="channels_last"))
 
 
-LIMITS = [(227 << 10, 132), (163 << 10, 1), (99 << 10, 1)]  # shared memory of sm_90, sm_80 and sm_86; blocks that take several tiles
+LIMITS = [
+    (227 << 10, 132),
+    (163 << 10, 1),
+    (99 << 10, 1),
+]  # shared memory of sm_90, sm_80 and sm_86; blocks that take several tiles
 
 
 @pytest.mark.parametrize("shared_limit,multiprocessors", LIMITS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("channels,num_classes,pixels", [(256, 19, 400), (256, 256, 70), (1024, 40, 70), (1000, 3, 40), (520, 64, 50)])
-def test_fast_tiles(dtype: torch.dtype, channels: int, num_classes: int, pixels: int, shared_limit: int, multiprocessors: int) -> None:
+@pytest.mark.parametrize(
+    "channels,num_classes,pixels", [(256, 19, 400), (256, 256, 70), (1024, 40, 70), (1000, 3, 40), (520, 64, 50)]
+)
+def test_fast_tiles(
+    dtype: torch.dtype, channels: int, num_classes: int, pixels: int, shared_limit: int, multiprocessors: int
+) -> None:
     """Every size of tile, rings of prototypes and resident ones."""
     kernels.module.set_options(shared_limit=shared_limit, multiprocessors=multiprocessors)
     layout = "planes" if pixels == 70 else "channels_last"
@@ -182,17 +206,17 @@ def test_beyond_the_fast_path() -> None:
 
 
 OPTIONS = {
-    "weights": dict(weights=True),
-    "sampled": dict(num_negatives=11),
-    "sampled, weights, twin": dict(num_negatives=3, weights=True, alpha=0.7),
-    "more than there are": dict(num_negatives=1000),
-    "twin": dict(alpha=0.3),
-    "mean negatives, sum": dict(negative_mean=True, reduction=stages.SUM),
-    "none": dict(reduction=stages.NONE, weights=True),
-    "learnable": dict(learnable=True, alpha=0.3, weights=True),
-    "coarse labels": dict(label_spatial=(3, 29)),
-    "cold": dict(temperature=0.01, weights=True, alpha=0.5),
-    "hot": dict(temperature=1000.0),
+    "weights": {"weights": True},
+    "sampled": {"num_negatives": 11},
+    "sampled, weights, twin": {"num_negatives": 3, "weights": True, "alpha": 0.7},
+    "more than there are": {"num_negatives": 1000},
+    "twin": {"alpha": 0.3},
+    "mean negatives, sum": {"negative_mean": True, "reduction": stages.SUM},
+    "none": {"reduction": stages.NONE, "weights": True},
+    "learnable": {"learnable": True, "alpha": 0.3, "weights": True},
+    "coarse labels": {"label_spatial": (3, 29)},
+    "cold": {"temperature": 0.01, "weights": True, "alpha": 0.5},
+    "hot": {"temperature": 1000.0},
 }
 
 
@@ -277,7 +301,16 @@ def test_repeated_runs_are_equal_to_the_bit() -> None:
         for order, seed in ORDERS[:3]:
             kernels.module.set_options(order=order, seed=seed)
             statistics, positive, first = kernels.class_statistics(
-                case["features"], case["labels"], case["pixel_weight"], case["prototypes"], None, None, 0.1, 255, True, True
+                case["features"],
+                case["labels"],
+                case["pixel_weight"],
+                case["prototypes"],
+                None,
+                None,
+                0.1,
+                255,
+                True,
+                True,
             )
             sums = kernels.positive_sums(positive, case["labels"], case["pixel_weight"], statistics, 255, False)
             grad_loss = torch.ones((), dtype=positive.dtype)
@@ -314,7 +347,14 @@ def test_public_function_and_gradcheck(public_backend: str) -> None:
 
     def loss(features: Tensor, prototypes: Tensor) -> Tensor:
         return proac_cuda.proac_loss(
-            features, labels, prototypes, backend=public_backend, temperature=0.5, pixel_anchor_weight=0.3, num_negatives=3, seed=2
+            features,
+            labels,
+            prototypes,
+            backend=public_backend,
+            temperature=0.5,
+            pixel_anchor_weight=0.3,
+            num_negatives=3,
+            seed=2,
         )
 
     assert torch.autograd.gradcheck(loss, (x, p))
@@ -340,7 +380,9 @@ def test_under_sanitizers() -> None:
     """A subset again, under AddressSanitizer and UndefinedBehaviorSanitizer."""
     from .cuda_on_cpu import build
 
-    runtime = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True).stdout.strip()
+    runtime = subprocess.run(
+        ["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
+    ).stdout.strip()
     module = build.build(sanitize=True)
     environment = os.environ | {
         "LD_PRELOAD": runtime,
@@ -348,6 +390,19 @@ def test_under_sanitizers() -> None:
         "PROAC_CUDA_ON_CPU": str(module),
     }
     chosen = "test_thread_orders and 2-3 or test_norms or test_options and twin or test_many"
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", chosen, str(Path(__file__).resolve())]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=Path(__file__).resolve().parent.parent)
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        chosen,
+        str(Path(__file__).resolve()),
+    ]
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, cwd=Path(__file__).resolve().parent.parent
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

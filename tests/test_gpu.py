@@ -21,11 +21,13 @@ pytestmark = [
 ]
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
-    "all of them": dict(num_negatives=500, seed=3, pixel_anchor_weight=0.3, negative_reduction="mean"),
+    "all of them": {"num_negatives": 500, "seed": 3, "pixel_anchor_weight": 0.3, "negative_reduction": "mean"},
 }
 
 
-def make(dtype: torch.dtype = torch.bfloat16, num_classes: int = 19, channels: int = 256, device: str = "cuda") -> tuple[Tensor, Tensor, Tensor]:
+def make(
+    dtype: torch.dtype = torch.bfloat16, num_classes: int = 19, channels: int = 256, device: str = "cuda"
+) -> tuple[Tensor, Tensor, Tensor]:
     g = torch.Generator().manual_seed(0)
     x = torch.randn(2, channels, 48, 64, generator=g).to(device, dtype).requires_grad_()
     labels = torch.randint(0, num_classes, (2, 96, 128), generator=g).to(device)

@@ -25,11 +25,11 @@ struct Features {
 struct Pixels {
   const void* label;
   LabelType label_type;
-  const void* weight;  // C, or null
-  int64_t count;                                  // pixels of all images
-  int64_t size[3], label_size[3];                 // unused axes have size 1
-  int64_t label_stride[4], weight_stride[4];      // batch first
-  float scale[3];                                 // float32(label_size) / float32(size), rounded once
+  const void* weight;                         // C, or null
+  int64_t count;                              // pixels of all images
+  int64_t size[3], label_size[3];             // unused axes have size 1
+  int64_t label_stride[4], weight_stride[4];  // batch first
+  float scale[3];                             // float32(label_size) / float32(size), rounded once
   int64_t num_classes, ignore_index;
 };
 
@@ -102,8 +102,8 @@ struct LossGradients {
   bool negative_mean;
   double pixel_anchor_weight;
   int reduction;
-  Features grad_features;   // out; data is null where not asked for
-  void* grad_prototypes;    // out C (K, D), or null
+  Features grad_features;  // out; data is null where not asked for
+  void* grad_prototypes;   // out C (K, D), or null
   void* workspace;
 };
 

@@ -5,11 +5,15 @@
 
 namespace proac::cuda {
 
-template <int kTiles> constexpr int kBackwardChunkBytes = kTiles <= 3 ? 128 : kTiles <= 8 ? 64 : 32;
+template <int kTiles>
+constexpr int kBackwardChunkBytes = kTiles <= 3   ? 128
+                                    : kTiles <= 8 ? 64
+                                                  : 32;
 
 // S becomes the coefficients dL/dS / tau, (8) to (10), in place. Returns <g_i, xhat_i> of pixels g and g + 8 in `along`.
 template <int kTiles>
-__device__ __forceinline__ void coefficients(const FastGradients& job, const MyPixels<kTiles>& mine, float (&s)[kTiles][4], float (&along)[2]) {
+__device__ __forceinline__ void coefficients(const FastGradients& job, const MyPixels<kTiles>& mine,
+                                             float (&s)[kTiles][4], float (&along)[2]) {
   bool pixel_anchor = job.common.pixel_anchor;
   int num_classes = static_cast<int>(job.common.pixels.num_classes), q = threadIdx.x & 3;
   const float* factors = static_cast<const float*>(job.factors);
@@ -22,7 +26,8 @@ __device__ __forceinline__ void coefficients(const FastGradients& job, const MyP
     if (mine.label[j] < 0) continue;
     const float* factor = factors + mine.label[j];
     if (pixel_anchor) pixel_factor[j] = factors[kPixelFactor * num_classes] * mine.weight[j];
-    own_coefficient[j] = -factor[kPositiveFactor * num_classes] * mine.weight[j] * sigmoid(factor[kContrast * num_classes] - own[j]);
+    own_coefficient[j] =
+        -factor[kPositiveFactor * num_classes] * mine.weight[j] * sigmoid(factor[kContrast * num_classes] - own[j]);
     if (pixel_anchor) own_coefficient[j] += pixel_factor[j] * (expf(own[j] - all_classes[j]) - 1.f);
   }
 #pragma unroll
@@ -32,7 +37,8 @@ __device__ __forceinline__ void coefficients(const FastGradients& job, const MyP
     for (int c = 0; c < 2; ++c) {
       int k = n * 8 + q * 2 + c;
       bool real = k < num_classes;
-      float negative_factor = real ? factors[kNegativeFactor * num_classes + k] : 0.f, log_z = real ? factors[kFactorLogZ * num_classes + k] : 0.f;
+      float negative_factor = real ? factors[kNegativeFactor * num_classes + k] : 0.f,
+            log_z = real ? factors[kFactorLogZ * num_classes + k] : 0.f;
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
         float& value = s[n][2 * j + c];
@@ -88,7 +94,8 @@ __device__ __forceinline__ void scale_and_split(float (&s)[kTiles][4], float (&u
 // sum += coefficients x prototypes for the warp's 16 pixels and 8 channels from `channel` of the slot on. Column c of the
 // result is channel c for 16-bit features, channel c / 2 + 4 (c % 2) for float32.
 template <class T, int kTiles, int kChunkBytes>
-__device__ __forceinline__ void multiply_back(float (&sum)[4], const float (&s)[kTiles][4], const char* slot, int rows, int tiles, int channel) {
+__device__ __forceinline__ void multiply_back(float (&sum)[4], const float (&s)[kTiles][4], const char* slot, int rows,
+                                              int tiles, int channel) {
   constexpr int kPitch = Fast<T, kChunkBytes>::kPitch;
   int lane = threadIdx.x & 31;
   if constexpr (sizeof(T) == 2) {
@@ -98,8 +105,10 @@ __device__ __forceinline__ void multiply_back(float (&sum)[4], const float (&s)[
       if (n >= tiles) break;
       constexpr int kLast = kTiles - 1;
       const int m = n < kLast ? n + 1 : kLast;  // where kTiles is odd, the last product's second half is zero
-      const uint32_t high[4] = {__float_as_uint(s[n][0]), __float_as_uint(s[n][2]), n < kLast ? __float_as_uint(s[m][0]) : 0u, n < kLast ? __float_as_uint(s[m][2]) : 0u};
-      const uint32_t low[4] = {__float_as_uint(s[n][1]), __float_as_uint(s[n][3]), n < kLast ? __float_as_uint(s[m][1]) : 0u, n < kLast ? __float_as_uint(s[m][3]) : 0u};
+      const uint32_t high[4] = {__float_as_uint(s[n][0]), __float_as_uint(s[n][2]),
+                                n < kLast ? __float_as_uint(s[m][0]) : 0u, n < kLast ? __float_as_uint(s[m][2]) : 0u};
+      const uint32_t low[4] = {__float_as_uint(s[n][1]), __float_as_uint(s[n][3]),
+                               n < kLast ? __float_as_uint(s[m][1]) : 0u, n < kLast ? __float_as_uint(s[m][3]) : 0u};
       uint32_t b[4];  // high part of classes 0-7 and 8-15; low part
       ldmatrix_transposed(b, p + n * 8 * kPitch);
       mma(T(), sum, low, b[0], b[1]);
@@ -113,7 +122,8 @@ __device__ __forceinline__ void multiply_back(float (&sum)[4], const float (&s)[
     for (int n = 0; n < kTiles; ++n) {
       if (n >= tiles) break;
       // the order of classes within a product is free: column 2 q is operand A's q, column 2 q + 1 its q + 4
-      const uint32_t a[4] = {__float_as_uint(s[n][0]), __float_as_uint(s[n][2]), __float_as_uint(s[n][1]), __float_as_uint(s[n][3])};
+      const uint32_t a[4] = {__float_as_uint(s[n][0]), __float_as_uint(s[n][2]), __float_as_uint(s[n][1]),
+                             __float_as_uint(s[n][3])};
       uint32_t high[4], low[4], b0, b1, c0, c1;
 #pragma unroll
       for (int j = 0; j < 4; ++j) split_tf32(a[j], high[j], low[j]);
@@ -152,8 +162,10 @@ __device__ __forceinline__ void replace(T* tile, int pitch, int channel, const f
       for (int e = 0; e < 4; ++e) mine[place(h, e)] = d.gradient(e >> 1, sum[h][e], x[h][e]);
   } else {
     uint32_t x[4];  // x[2 h + j]: channels 8 h + 2 q and one more of pixel g + 8 j
-    if constexpr (kRows) ldmatrix(x, tile + (pixel + (lane & 7) + (lane >> 3 & 1) * 8) * pitch + channel + (lane >> 4) * 8);
-    else ldmatrix_transposed(x, tile + (channel + (lane & 7) + (lane >> 4) * 8) * pitch + pixel + (lane >> 3 & 1) * 8);
+    if constexpr (kRows)
+      ldmatrix(x, tile + (pixel + (lane & 7) + (lane >> 3 & 1) * 8) * pitch + channel + (lane >> 4) * 8);
+    else
+      ldmatrix_transposed(x, tile + (channel + (lane & 7) + (lane >> 4) * 8) * pitch + pixel + (lane >> 3 & 1) * 8);
     __syncwarp();
 #pragma unroll
     for (int h = 0; h < 2; ++h)
@@ -184,7 +196,8 @@ __device__ __forceinline__ void write_tile(const FastGradients& job, const TileP
       int row = i / pieces, column = i % pieces * kVector;
       const T* from = tile + row * plan.tile_pitch + column;
       T* target = to + row * step + column;
-      if (column + kVector <= inner) *reinterpret_cast<uint4*>(target) = *reinterpret_cast<const uint4*>(from);
+      if (column + kVector <= inner)
+        *reinterpret_cast<uint4*>(target) = *reinterpret_cast<const uint4*>(from);
       else
         for (int c = 0; column + c < inner; ++c) target[c] = from[c];
     }
@@ -198,7 +211,8 @@ __device__ __forceinline__ void write_tile(const FastGradients& job, const TileP
 
 // Load a tile -> S in registers -> coefficients -> product with the prototypes, into the tile -> write it.
 template <class T, int kTiles, bool kRows>
-__global__ void __launch_bounds__(256, kTiles <= 8 ? 2 : 1) fast_gradients_kernel(const __grid_constant__ FastGradients job) {
+__global__ void __launch_bounds__(256, kTiles <= 8 ? 2 : 1)
+    fast_gradients_kernel(const __grid_constant__ FastGradients job) {
   constexpr int kChunkBytes = kBackwardChunkBytes<kTiles>;
   using F = Fast<T, kChunkBytes>;
   DYNAMIC_SHARED(memory);

@@ -5,8 +5,10 @@
 
 namespace proac::cuda {
 
-template <class T> cudaError_t fast_statistics_as(const FastStatistics&, cudaStream_t);
-template <class T> cudaError_t fast_gradients_as(const FastGradients&, cudaStream_t);
+template <class T>
+cudaError_t fast_statistics_as(const FastStatistics&, cudaStream_t);
+template <class T>
+cudaError_t fast_gradients_as(const FastGradients&, cudaStream_t);
 extern template cudaError_t fast_statistics_as<__half>(const FastStatistics&, cudaStream_t);
 extern template cudaError_t fast_statistics_as<__nv_bfloat16>(const FastStatistics&, cudaStream_t);
 extern template cudaError_t fast_statistics_as<float>(const FastStatistics&, cudaStream_t);
@@ -21,7 +23,8 @@ constexpr int kMostChannels = 1024, kMostClasses = 256, kMostBlocks = 2048;
 int round_up(int64_t n, int multiple) { return static_cast<int>((n + multiple - 1) / multiple * multiple); }
 
 // Fills in what follows from the number of pixels of a tile; false where it does not fit.
-bool fit(FastPlan& p, const Features& x, int64_t num_classes, bool backward, int chunk_bytes, int tile_pixels, int budget) {
+bool fit(FastPlan& p, const Features& x, int64_t num_classes, bool backward, int chunk_bytes, int tile_pixels,
+         int budget) {
   int size = x.type == Type::float32 ? 4 : 2, parts = size == 4 ? 1 : 2, chunks = p.channels * size / chunk_bytes;
   int slot_bytes = parts * p.rows * (chunk_bytes + 16), pixel_bytes = kPixelArrays * 4 * tile_pixels;
   p.tile_pixels = tile_pixels;
@@ -42,7 +45,8 @@ bool is_aligned(const Features& x, bool pixels_first) {
   int64_t vector = x.type == Type::float32 ? 4 : 8;
   if ((pixels_first ? x.stride_channel : x.stride_pixel) != 1) return false;
   int64_t row = pixels_first ? x.stride_pixel : x.stride_channel, rows = pixels_first ? x.pixels : x.channels;
-  return reinterpret_cast<uintptr_t>(x.data) % 16 == 0 && (x.batch == 1 || x.stride_batch % vector == 0) && (rows == 1 || row % vector == 0);
+  return reinterpret_cast<uintptr_t>(x.data) % 16 == 0 && (x.batch == 1 || x.stride_batch % vector == 0) &&
+         (rows == 1 || row % vector == 0);
 }
 
 bool plan_fast(const Features& x, int64_t num_classes, bool backward, FastPlan& p) {
@@ -51,13 +55,16 @@ bool plan_fast(const Features& x, int64_t num_classes, bool backward, FastPlan& 
   p.classes = num_classes <= 24 ? 24 : num_classes <= 64 ? 64 : 256;
   int chunk_bytes = p.classes == 256 ? 32 : p.classes == 24 && backward ? 128 : 64;
   p.pixels_first = x.stride_channel == 1 && x.stride_pixel != 1;
-  p.rows = round_up(num_classes, backward && size == 2 ? 16 : 8);  // a product's classes: 16 of 16-bit numbers, 8 of TF32
+  p.rows =
+      round_up(num_classes, backward && size == 2 ? 16 : 8);  // a product's classes: 16 of 16-bit numbers, 8 of TF32
   p.channels = round_up(x.channels, chunk_bytes / size);
   p.aligned = is_aligned(x, p.pixels_first);
   // the largest tile that leaves room for a second block; else the largest that fits
   bool fits = false;
-  for (int pixels = 128; pixels >= 32 && !fits; pixels /= 2) fits = fit(p, x, num_classes, backward, chunk_bytes, pixels, limit / 2 - 1024);
-  for (int pixels = 64; pixels >= kWarpPixels && !fits; pixels /= 2) fits = fit(p, x, num_classes, backward, chunk_bytes, pixels, limit);
+  for (int pixels = 128; pixels >= 32 && !fits; pixels /= 2)
+    fits = fit(p, x, num_classes, backward, chunk_bytes, pixels, limit / 2 - 1024);
+  for (int pixels = 64; pixels >= kWarpPixels && !fits; pixels /= 2)
+    fits = fit(p, x, num_classes, backward, chunk_bytes, pixels, limit);
   if (!fits) return false;
   p.tiles_per_image = (x.pixels + p.tile_pixels - 1) / p.tile_pixels;
   p.tiles = p.tiles_per_image * x.batch;
@@ -67,17 +74,23 @@ bool plan_fast(const Features& x, int64_t num_classes, bool backward, FastPlan& 
 
 cudaError_t fast_statistics(const FastStatistics& job, cudaStream_t stream) {
   switch (job.common.features.type) {
-    case Type::float16: return fast_statistics_as<__half>(job, stream);
-    case Type::bfloat16: return fast_statistics_as<__nv_bfloat16>(job, stream);
-    default: return fast_statistics_as<float>(job, stream);
+    case Type::float16:
+      return fast_statistics_as<__half>(job, stream);
+    case Type::bfloat16:
+      return fast_statistics_as<__nv_bfloat16>(job, stream);
+    default:
+      return fast_statistics_as<float>(job, stream);
   }
 }
 
 cudaError_t fast_gradients(const FastGradients& job, cudaStream_t stream) {
   switch (job.common.features.type) {
-    case Type::float16: return fast_gradients_as<__half>(job, stream);
-    case Type::bfloat16: return fast_gradients_as<__nv_bfloat16>(job, stream);
-    default: return fast_gradients_as<float>(job, stream);
+    case Type::float16:
+      return fast_gradients_as<__half>(job, stream);
+    case Type::bfloat16:
+      return fast_gradients_as<__nv_bfloat16>(job, stream);
+    default:
+      return fast_gradients_as<float>(job, stream);
   }
 }
 

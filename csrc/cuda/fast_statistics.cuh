@@ -4,7 +4,8 @@
 
 namespace proac::cuda {
 
-template <int kTiles> constexpr int kForwardChunkBytes = kTiles <= 8 ? 64 : 32;
+template <int kTiles>
+constexpr int kForwardChunkBytes = kTiles <= 8 ? 64 : 32;
 
 // What a warp finds for one class over its 16 pixels.
 struct WarpPart {
@@ -13,7 +14,8 @@ struct WarpPart {
 
 // Reduces the warp's registers over its pixels; lanes 0 to 3 write parts[k].
 template <int kTiles>
-__device__ __forceinline__ void reduce_over_pixels(const FastStatistics& job, const MyPixels<kTiles>& mine, const float (&s)[kTiles][4], WarpPart* parts) {
+__device__ __forceinline__ void reduce_over_pixels(const FastStatistics& job, const MyPixels<kTiles>& mine,
+                                                   const float (&s)[kTiles][4], WarpPart* parts) {
   bool sampled = job.common.sampling.thresholds, hardest_negative = job.hardest_negative;
   int lane = threadIdx.x & 31, num_classes = static_cast<int>(job.common.pixels.num_classes);
 #pragma unroll
@@ -49,7 +51,8 @@ __device__ __forceinline__ void reduce_over_pixels(const FastStatistics& job, co
 
 // Load a tile -> S in registers -> reduce over pixels -> the block's sums, which are written once at the end.
 template <class T, int kTiles, bool kRows>
-__global__ void __launch_bounds__(256, kTiles <= 8 ? 2 : 1) fast_statistics_kernel(const __grid_constant__ FastStatistics job) {
+__global__ void __launch_bounds__(256, kTiles <= 8 ? 2 : 1)
+    fast_statistics_kernel(const __grid_constant__ FastStatistics job) {
   constexpr int kChunkBytes = kForwardChunkBytes<kTiles>;
   DYNAMIC_SHARED(memory);
   SHARED(Diagnostics, diagnostics);
@@ -58,7 +61,8 @@ __global__ void __launch_bounds__(256, kTiles <= 8 ? 2 : 1) fast_statistics_kern
   char* ring = memory + a.plan.tile_bytes;
   WarpPart* parts = reinterpret_cast<WarpPart*>(ring);  // the ring's memory again, between two tiles
   PixelArrays arrays = pixel_arrays(ring + a.plan.ring_bytes, a.plan.tile_pixels);
-  float* sums = reinterpret_cast<float*>(ring + a.plan.ring_bytes) + kPixelArrays * a.plan.tile_pixels;  // (kPartialRows, K)
+  float* sums =
+      reinterpret_cast<float*>(ring + a.plan.ring_bytes) + kPixelArrays * a.plan.tile_pixels;  // (kPartialRows, K)
   int t = threadIdx.x, warp = t >> 5, warps = blockDim.x >> 5, num_classes = static_cast<int>(a.pixels.num_classes);
   for (int i = t; i < kPartialRows * num_classes; i += blockDim.x)
     sums[i] = i / num_classes == kMaximum || i / num_classes == kHardest ? minus_infinity() : 0.f;
@@ -94,15 +98,17 @@ __global__ void __launch_bounds__(256, kTiles <= 8 ? 2 : 1) fast_statistics_kern
     }
     if (t < place.pixels)
       static_cast<float*>(job.positive)[place.image * a.features.pixels + place.first + t] = arrays.positive[t];
-    add_by_class<3, float>(a.plan.tile_pixels, arrays.label, {arrays.weight, arrays.weighted, arrays.excess},
-                           {sums + kWeight * num_classes, sums + kPositiveSum * num_classes, sums + kPixelLossSum * num_classes});
+    add_by_class<3, float>(
+        a.plan.tile_pixels, arrays.label, {arrays.weight, arrays.weighted, arrays.excess},
+        {sums + kWeight * num_classes, sums + kPositiveSum * num_classes, sums + kPixelLossSum * num_classes});
   }
   SYNC_THREADS(37);
   if (t == 0) static_cast<Diagnostics*>(job.diagnostics)[blockIdx.x] = diagnostics;
   float* partial = static_cast<float*>(job.partial) + static_cast<int64_t>(blockIdx.x) * kPartialRows * num_classes;
   for (int i = t; i < kPartialRows * num_classes; i += blockDim.x) {
     float v = sums[i];
-    if (!a.sampling.thresholds && i / num_classes == kNegativeWeight)  // every pixel of another class; no difference of sums
+    if (!a.sampling.thresholds &&
+        i / num_classes == kNegativeWeight)  // every pixel of another class; no difference of sums
       for (int k = 0; k < num_classes; ++k) v += k == i % num_classes ? 0.f : sums[kWeight * num_classes + k];
     partial[i] = v;
   }

@@ -35,7 +35,8 @@ __device__ __forceinline__ TilePlace place_of(const FastArguments& a, int64_t ti
   return place_of(Tiling{a.plan.tiles_per_image, a.plan.tiles, a.plan.tile_pixels}, a.features, tile);
 }
 
-__device__ __forceinline__ void read_pixels(const FastArguments& a, const TilePlace& place, const PixelArrays& out, Diagnostics* diagnostics) {
+__device__ __forceinline__ void read_pixels(const FastArguments& a, const TilePlace& place, const PixelArrays& out,
+                                            Diagnostics* diagnostics) {
   int t = threadIdx.x;
   if (t >= a.plan.tile_pixels) return;
   int64_t i = place.image * a.features.pixels + place.first + t;
@@ -62,7 +63,8 @@ __device__ __forceinline__ void fetch_prototypes(const FastArguments& a, char* r
   for (int i = threadIdx.x; i < Split<T>::kParts * rows * kPieces; i += blockDim.x) {
     int row = i / kPieces, piece = i % kPieces;
     bool real = (row < rows ? row : row - rows) < num_classes;
-    __pipeline_memcpy_async(to + row * F::kPitch + piece * 16, from + row * a.plan.channels + piece * F::kVector, 16, real ? 0 : 16);
+    __pipeline_memcpy_async(to + row * F::kPitch + piece * 16, from + row * a.plan.channels + piece * F::kVector, 16,
+                            real ? 0 : 16);
   }
 }
 
@@ -96,16 +98,19 @@ __device__ __forceinline__ void fetch_features(const FastArguments& a, const Til
     }
   } else {
     for (int i = t; i < F::kChunk * a.plan.tile_pixels; i += blockDim.x) {
-      int pixel = kRows ? i / F::kChunk : i % a.plan.tile_pixels, channel = first + (kRows ? i % F::kChunk : i / a.plan.tile_pixels);
+      int pixel = kRows ? i / F::kChunk : i % a.plan.tile_pixels,
+          channel = first + (kRows ? i % F::kChunk : i / a.plan.tile_pixels);
       bool inside = pixel < place.pixels && channel < channels;
-      tile[at<kRows>(pitch, pixel, channel)] = inside ? from[channel * x.stride_channel + pixel * x.stride_pixel] : narrow<T>(0.f);
+      tile[at<kRows>(pitch, pixel, channel)] =
+          inside ? from[channel * x.stride_channel + pixel * x.stride_pixel] : narrow<T>(0.f);
     }
   }
 }
 
 // The warp's 16 pixels x kStep channels as operand A, and the sum of their squares added to squares[0] (pixel g) and [1].
 template <class T, bool kRows>
-__device__ __forceinline__ void load_features(uint32_t (&a)[4], const T* tile, int pitch, int channel, float (&squares)[2]) {
+__device__ __forceinline__ void load_features(uint32_t (&a)[4], const T* tile, int pitch, int channel,
+                                              float (&squares)[2]) {
   int lane = threadIdx.x & 31, pixel = (threadIdx.x >> 5) * kWarpPixels;
   constexpr int kHalf = 16 / static_cast<int>(sizeof(T));
   if constexpr (kRows) {
@@ -114,7 +119,8 @@ __device__ __forceinline__ void load_features(uint32_t (&a)[4], const T* tile, i
     ldmatrix_transposed(a, tile + (channel + (lane & 7) + (lane >> 4) * 8) * pitch + pixel + (lane >> 3 & 1) * 8);
   } else {
 #pragma unroll
-    for (int j = 0; j < 4; ++j) a[j] = __float_as_uint(tile[(channel + (lane & 3) + (j >> 1) * 4) * pitch + pixel + (lane >> 2) + (j & 1) * 8]);
+    for (int j = 0; j < 4; ++j)
+      a[j] = __float_as_uint(tile[(channel + (lane & 3) + (j >> 1) * 4) * pitch + pixel + (lane >> 2) + (j & 1) * 8]);
   }
 #pragma unroll
   for (int j = 0; j < 4; ++j) {
@@ -136,7 +142,8 @@ __device__ __forceinline__ void split_tf32(uint32_t x, uint32_t& high, uint32_t&
 
 // s += features x prototypes over kStep channels that begin `offset` bytes into the slot's rows. Small products first.
 template <class T, int kTiles, int kChunkBytes>
-__device__ __forceinline__ void multiply_step(float (&s)[kTiles][4], const uint32_t (&a)[4], const char* slot, int rows, int tiles, int offset) {
+__device__ __forceinline__ void multiply_step(float (&s)[kTiles][4], const uint32_t (&a)[4], const char* slot, int rows,
+                                              int tiles, int offset) {
   constexpr int kPitch = Fast<T, kChunkBytes>::kPitch;
   int lane = threadIdx.x & 31;
   if constexpr (sizeof(T) == 2) {
@@ -170,7 +177,8 @@ __device__ __forceinline__ void multiply_step(float (&s)[kTiles][4], const uint3
 
 // 1 / |x| of pixels g and g + 8: 0 for a zero vector, NaN beyond float32.
 template <class T, bool kRows>
-__device__ __forceinline__ void invert_norms(float (&inverse)[2], float (&squares)[2], const T* tile, int pitch, int channels) {
+__device__ __forceinline__ void invert_norms(float (&inverse)[2], float (&squares)[2], const T* tile, int pitch,
+                                             int channels) {
   int lane = threadIdx.x & 31, pixel = (threadIdx.x >> 5) * kWarpPixels + (lane >> 2);
 #pragma unroll
   for (int j = 0; j < 2; ++j) {
@@ -194,9 +202,11 @@ __device__ __forceinline__ void invert_norms(float (&inverse)[2], float (&square
 
 // S of the warp's 16 pixels and all classes. On return every asynchronous copy has arrived; other warps may still be at it.
 template <class T, int kTiles, int kChunkBytes, bool kRows>
-__device__ __forceinline__ void similarities(const FastArguments& a, const TilePlace& place, T* tile, char* ring, float (&s)[kTiles][4], float (&inverse)[2]) {
+__device__ __forceinline__ void similarities(const FastArguments& a, const TilePlace& place, T* tile, char* ring,
+                                             float (&s)[kTiles][4], float (&inverse)[2]) {
   using F = Fast<T, kChunkBytes>;
-  int chunks = a.plan.channels / F::kChunk, rows = a.plan.rows, pitch = a.plan.tile_pitch, tiles = (static_cast<int>(a.pixels.num_classes) + 7) / 8;
+  int chunks = a.plan.channels / F::kChunk, rows = a.plan.rows, pitch = a.plan.tile_pitch,
+      tiles = (static_cast<int>(a.pixels.num_classes) + 7) / 8;
   float squares[2] = {0.f, 0.f};
 #pragma unroll
   for (int n = 0; n < kTiles; ++n)
@@ -235,17 +245,21 @@ struct MyPixels {
   int place[2], label[2];
   float weight[2], log_weight[2];
   uint32_t negative[2][kWords];  // i in N_k
-  __device__ __forceinline__ bool is_negative(int j, int n, int c) const { return negative[j][n / 16] >> (n % 16 * 2 + c) & 1u; }
+  __device__ __forceinline__ bool is_negative(int j, int n, int c) const {
+    return negative[j][n / 16] >> (n % 16 * 2 + c) & 1u;
+  }
 };
 
 template <int kTiles>
-__device__ __forceinline__ MyPixels<kTiles> my_pixels(const FastArguments& a, const TilePlace& place, const PixelArrays& arrays) {
+__device__ __forceinline__ MyPixels<kTiles> my_pixels(const FastArguments& a, const TilePlace& place,
+                                                      const PixelArrays& arrays) {
   MyPixels<kTiles> mine;
   int num_classes = static_cast<int>(a.pixels.num_classes);
 #pragma unroll
   for (int j = 0; j < 2; ++j) {
     int p = (threadIdx.x >> 5) * kWarpPixels + (threadIdx.x >> 2 & 7) + 8 * j;
-    mine.place[j] = p, mine.label[j] = arrays.label[p], mine.weight[j] = arrays.weight[p], mine.log_weight[j] = arrays.log_weight[p];
+    mine.place[j] = p, mine.label[j] = arrays.label[p], mine.weight[j] = arrays.weight[p],
+    mine.log_weight[j] = arrays.log_weight[p];
     int64_t index = 0;
     uint32_t key = 0;
     if (a.sampling.thresholds && mine.label[j] >= 0) {
@@ -269,7 +283,8 @@ __device__ __forceinline__ MyPixels<kTiles> my_pixels(const FastArguments& a, co
 
 // S_{y_i,i} of pixels g and g + 8, to all four threads that share them. 0 outside V.
 template <int kTiles>
-__device__ __forceinline__ void own_similarity(const MyPixels<kTiles>& mine, const float (&s)[kTiles][4], float (&own)[2]) {
+__device__ __forceinline__ void own_similarity(const MyPixels<kTiles>& mine, const float (&s)[kTiles][4],
+                                               float (&own)[2]) {
   int q = threadIdx.x & 3;
 #pragma unroll
   for (int j = 0; j < 2; ++j) {

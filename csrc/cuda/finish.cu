@@ -36,7 +36,8 @@ __device__ void merge_diagnostics(const MergeStatistics& a) {
   a.first_values[0] = static_cast<int64_t>(total.labels);
   a.first_values[2] = static_cast<int64_t>(total.weights);
   a.first_values[1] = a.first_values[3] = 0;
-  if (total.labels) a.first_values[1] = read_label(a.pixels, place_of(a.pixels, static_cast<int64_t>(total.first_label)).label);
+  if (total.labels)
+    a.first_values[1] = read_label(a.pixels, place_of(a.pixels, static_cast<int64_t>(total.first_label)).label);
   if (total.weights) {
     Place place = place_of(a.pixels, static_cast<int64_t>(total.first_weight));
     a.first_values[3] = __double_as_longlong(static_cast<double>(static_cast<const C*>(a.pixels.weight)[place.weight]));
@@ -45,7 +46,7 @@ __device__ void merge_diagnostics(const MergeStatistics& a) {
 
 // Blocks take 32 classes each; the last one the diagnostics.
 template <class C>
-__global__ void __launch_bounds__(kColumns * kLanes, 1) merge_statistics_kernel(MergeStatistics a) {
+__global__ void __launch_bounds__(kColumns* kLanes, 1) merge_statistics_kernel(MergeStatistics a) {
   SHARED(LogSum<C>[kColumns * kLanes], pairs);
   SHARED(C[kColumns * kLanes], single);
   if (blockIdx.x == gridDim.x - 1) {
@@ -75,12 +76,13 @@ __global__ void __launch_bounds__(kColumns * kLanes, 1) merge_statistics_kernel(
 }
 
 template <class C>
-__global__ void __launch_bounds__(kColumns * kLanes, 1) merge_sums_kernel(MergeSums a) {
+__global__ void __launch_bounds__(kColumns* kLanes, 1) merge_sums_kernel(MergeSums a) {
   SHARED(C[kColumns * kLanes], single);
   int64_t i = static_cast<int64_t>(blockIdx.x) * kColumns + threadIdx.x % kColumns;
   C sum = C(0);
 #pragma unroll 4
-  for (int b = threadIdx.x / kColumns; i < a.size && b < a.blocks; b += kLanes) sum += static_cast<const C*>(a.partial)[b * a.size + i];
+  for (int b = threadIdx.x / kColumns; i < a.size && b < a.blocks; b += kLanes)
+    sum += static_cast<const C*>(a.partial)[b * a.size + i];
   sum = reduce_columns(sum, single, [](C x, C y) { return x + y; });
   if (threadIdx.x / kColumns == 0 && i < a.size) static_cast<C*>(a.out)[i] = sum;
 }
@@ -139,14 +141,17 @@ static bool is_double(Type type) { return type == Type::float64; }
 
 cudaError_t merge_statistics(const MergeStatistics& a, Type type, cudaStream_t stream) {
   int blocks = (a.num_classes + kColumns - 1) / kColumns + 1;
-  return launch(is_double(type) ? merge_statistics_kernel<double> : merge_statistics_kernel<float>, blocks, kColumns * kLanes, 0, stream, a);
+  return launch(is_double(type) ? merge_statistics_kernel<double> : merge_statistics_kernel<float>, blocks,
+                kColumns * kLanes, 0, stream, a);
 }
 cudaError_t merge_sums(const MergeSums& a, Type type, cudaStream_t stream) {
   int64_t blocks = (a.size + kColumns - 1) / kColumns;
-  return launch(is_double(type) ? merge_sums_kernel<double> : merge_sums_kernel<float>, blocks, kColumns * kLanes, 0, stream, a);
+  return launch(is_double(type) ? merge_sums_kernel<double> : merge_sums_kernel<float>, blocks, kColumns * kLanes, 0,
+                stream, a);
 }
 cudaError_t merge_prototypes(const MergePrototypes& a, Type type, cudaStream_t stream) {
-  return launch(is_double(type) ? merge_prototypes_kernel<double> : merge_prototypes_kernel<float>, a.num_classes, 128, 0, stream, a);
+  return launch(is_double(type) ? merge_prototypes_kernel<double> : merge_prototypes_kernel<float>, a.num_classes, 128,
+                0, stream, a);
 }
 cudaError_t run(const ReduceLoss& a, cudaStream_t stream) {
   return launch(is_double(a.compute) ? reduce_loss_kernel<double> : reduce_loss_kernel<float>, 1, 128, 0, stream, a);

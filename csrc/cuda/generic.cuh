@@ -27,9 +27,9 @@ struct GenericGradients {
   const void* factors;
   double temperature;
   bool pixel_anchor;
-  void* coefficients;    // C (blocks, 64, K): dL/dS_ki / tau of the tile at hand
-  Features grad;         // data null where not wanted
-  void* grad_unit;       // C (blocks, K, D), or null
+  void* coefficients;  // C (blocks, 64, K): dL/dS_ki / tau of the tile at hand
+  Features grad;       // data null where not wanted
+  void* grad_unit;     // C (blocks, K, D), or null
 };
 
 int generic_blocks(const Features&, int64_t num_classes);

@@ -8,7 +8,8 @@ template <class T>
 __global__ void __launch_bounds__(kGenericThreads, 1) generic_statistics_kernel(GenericStatistics a) {
   using C = Compute<T>;
   SHARED(GenericTile<C>, tile);
-  SHARED(C[kGenericPixels], positive); SHARED(C[kGenericPixels], excess);
+  SHARED(C[kGenericPixels], positive);
+  SHARED(C[kGenericPixels], excess);
   SHARED(Diagnostics, diagnostics);
   int t = threadIdx.x, num_classes = static_cast<int>(a.pixels.num_classes);
   C inverse_tau = static_cast<C>(1.0 / a.temperature), none = static_cast<C>(minus_infinity());
@@ -55,7 +56,8 @@ __global__ void __launch_bounds__(kGenericThreads, 1) generic_statistics_kernel(
         int label = tile.label[t];
         if (label >= k0 && label < k0 + kGenericClasses) own = tile.s[label - k0][t];
         if (a.pixel_anchor)
-          for (int r = 0; r < kGenericClasses && k0 + r < num_classes; ++r) all_classes = merge(all_classes, LogSum<C>{tile.s[r][t], C(1)});
+          for (int r = 0; r < kGenericClasses && k0 + r < num_classes; ++r)
+            all_classes = merge(all_classes, LogSum<C>{tile.s[r][t], C(1)});
       }
     }
     SYNC_THREADS(21);
@@ -66,8 +68,9 @@ __global__ void __launch_bounds__(kGenericThreads, 1) generic_statistics_kernel(
       excess[t] = a.pixel_anchor ? tile.weight[t] * (value(all_classes) - own) : C(0);
     }
     SYNC_THREADS(22);
-    add_by_class<3, C>(kGenericPixels, tile.label, {tile.weight, positive, excess},
-                       {partial + kWeight * num_classes, partial + kPositiveSum * num_classes, partial + kPixelLossSum * num_classes});
+    add_by_class<3, C>(
+        kGenericPixels, tile.label, {tile.weight, positive, excess},
+        {partial + kWeight * num_classes, partial + kPositiveSum * num_classes, partial + kPixelLossSum * num_classes});
   }
   SYNC_THREADS(23);
   if (t == 0) static_cast<Diagnostics*>(a.diagnostics)[blockIdx.x] = diagnostics;
@@ -80,10 +83,14 @@ int generic_blocks(const Features& x, int64_t num_classes) {
 
 cudaError_t generic_statistics(const GenericStatistics& a, int blocks, cudaStream_t stream) {
   switch (a.features.type) {
-    case Type::float16: return launch(generic_statistics_kernel<__half>, blocks, kGenericThreads, 0, stream, a);
-    case Type::bfloat16: return launch(generic_statistics_kernel<__nv_bfloat16>, blocks, kGenericThreads, 0, stream, a);
-    case Type::float32: return launch(generic_statistics_kernel<float>, blocks, kGenericThreads, 0, stream, a);
-    default: return launch(generic_statistics_kernel<double>, blocks, kGenericThreads, 0, stream, a);
+    case Type::float16:
+      return launch(generic_statistics_kernel<__half>, blocks, kGenericThreads, 0, stream, a);
+    case Type::bfloat16:
+      return launch(generic_statistics_kernel<__nv_bfloat16>, blocks, kGenericThreads, 0, stream, a);
+    case Type::float32:
+      return launch(generic_statistics_kernel<float>, blocks, kGenericThreads, 0, stream, a);
+    default:
+      return launch(generic_statistics_kernel<double>, blocks, kGenericThreads, 0, stream, a);
   }
 }
 

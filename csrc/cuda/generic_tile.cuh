@@ -44,13 +44,14 @@ struct GenericTile {
 
 template <class C, class T>
 __device__ __forceinline__ C load(const Features& x, int64_t image, int64_t channel, int64_t pixel) {
-  return widen<C>(static_cast<const T*>(x.data)[image * x.stride_batch + channel * x.stride_channel + pixel * x.stride_pixel]);
+  return widen<C>(
+      static_cast<const T*>(x.data)[image * x.stride_batch + channel * x.stride_channel + pixel * x.stride_pixel]);
 }
 
 // Labels, weights, keys and norms of a tile. Barriers before and after.
 template <class C, class T>
-__device__ void read_generic_tile(GenericTile<C>& tile, const Features& x, const Pixels& pixels, const Sampling& sampling,
-                                  const TilePlace& place, Diagnostics* diagnostics) {
+__device__ void read_generic_tile(GenericTile<C>& tile, const Features& x, const Pixels& pixels,
+                                  const Sampling& sampling, const TilePlace& place, Diagnostics* diagnostics) {
   int t = threadIdx.x, p = t % kGenericPixels, part = t / kGenericPixels;
   constexpr int kParts = kGenericThreads / kGenericPixels;
   if (t < kGenericPixels) {
@@ -66,7 +67,8 @@ __device__ void read_generic_tile(GenericTile<C>& tile, const Features& x, const
   }
   C largest = C(0), sum = C(0);
   if (p < place.pixels)
-    for (int64_t d = part; d < x.channels; d += kParts) largest = larger(largest, static_cast<C>(fabs(load<C, T>(x, place.image, d, place.first + p))));
+    for (int64_t d = part; d < x.channels; d += kParts)
+      largest = larger(largest, static_cast<C>(fabs(load<C, T>(x, place.image, d, place.first + p))));
   tile.s[part][p] = largest;
   SYNC_THREADS(13);
   for (int other = 0; other < kParts; ++other) largest = larger(largest, tile.s[other][p]);
@@ -81,15 +83,17 @@ __device__ void read_generic_tile(GenericTile<C>& tile, const Features& x, const
   if (part == 0) {
     for (int other = 1; other < kParts; ++other) sum += tile.s[kParts + other][p];
     C norm = largest * sqrt(sum);
-    tile.inverse_norm[p] = isinf(norm) ? static_cast<C>(not_a_number()) : norm <= static_cast<C>(kEps) ? C(0) : C(1) / norm;
+    tile.inverse_norm[p] = isinf(norm)                    ? static_cast<C>(not_a_number())
+                           : norm <= static_cast<C>(kEps) ? C(0)
+                                                          : C(1) / norm;
   }
   SYNC_THREADS(15);
 }
 
 // S of 64 classes from first_class on. Barriers before and after; tile.s of classes beyond the last is 0.
 template <class C, class T>
-__device__ void similarities(GenericTile<C>& tile, const Features& x, const C* unit, int num_classes, const TilePlace& place,
-                             int first_class, C inverse_tau) {
+__device__ void similarities(GenericTile<C>& tile, const Features& x, const C* unit, int num_classes,
+                             const TilePlace& place, int first_class, C inverse_tau) {
   int t = threadIdx.x, row = t / 16 * 4, column = t % 16 * 4;
   C total[4][4] = {};
   bool planes = x.stride_pixel == 1;

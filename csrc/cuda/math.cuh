@@ -4,28 +4,60 @@
 
 namespace proac::cuda {
 
-template <class T> struct ComputeType { using type = float; };
-template <> struct ComputeType<double> { using type = double; };
-template <class T> using Compute = typename ComputeType<T>::type;
+template <class T>
+struct ComputeType {
+  using type = float;
+};
+template <>
+struct ComputeType<double> {
+  using type = double;
+};
+template <class T>
+using Compute = typename ComputeType<T>::type;
 
 constexpr double kEps = 1e-12;  // a vector no longer than this has no direction
 
 __device__ __forceinline__ float minus_infinity() { return __int_as_float(static_cast<int>(0xff800000u)); }
 __device__ __forceinline__ float not_a_number() { return __int_as_float(0x7fffffff); }
 
-template <class C, class T> __device__ __forceinline__ C widen(T x) { return static_cast<C>(x); }
-template <> __device__ __forceinline__ float widen<float, __half>(__half x) { return __half2float(x); }
-template <> __device__ __forceinline__ float widen<float, __nv_bfloat16>(__nv_bfloat16 x) { return __bfloat162float(x); }
-template <class T, class C> __device__ __forceinline__ T narrow(C x) { return static_cast<T>(x); }
-template <> __device__ __forceinline__ __half narrow<__half, float>(float x) { return __float2half_rn(x); }
-template <> __device__ __forceinline__ __nv_bfloat16 narrow<__nv_bfloat16, float>(float x) { return __float2bfloat16_rn(x); }
+template <class C, class T>
+__device__ __forceinline__ C widen(T x) {
+  return static_cast<C>(x);
+}
+template <>
+__device__ __forceinline__ float widen<float, __half>(__half x) {
+  return __half2float(x);
+}
+template <>
+__device__ __forceinline__ float widen<float, __nv_bfloat16>(__nv_bfloat16 x) {
+  return __bfloat162float(x);
+}
+template <class T, class C>
+__device__ __forceinline__ T narrow(C x) {
+  return static_cast<T>(x);
+}
+template <>
+__device__ __forceinline__ __half narrow<__half, float>(float x) {
+  return __float2half_rn(x);
+}
+template <>
+__device__ __forceinline__ __nv_bfloat16 narrow<__nv_bfloat16, float>(float x) {
+  return __float2bfloat16_rn(x);
+}
 
 // the larger one; NaN where one is NaN
-template <class C> __device__ __forceinline__ C larger(C a, C b) { return a > b || a != a ? a : b; }
+template <class C>
+__device__ __forceinline__ C larger(C a, C b) {
+  return a > b || a != a ? a : b;
+}
 
 // log(1 + exp(x)) and 1 / (1 + exp(-x)) for any x, infinite and NaN ones included
-template <class C> __device__ __forceinline__ C softplus(C x) { return (x > C(0) ? x : C(0)) + log1p(exp(-fabs(x))); }
-template <class C> __device__ __forceinline__ C sigmoid(C x) {
+template <class C>
+__device__ __forceinline__ C softplus(C x) {
+  return (x > C(0) ? x : C(0)) + log1p(exp(-fabs(x)));
+}
+template <class C>
+__device__ __forceinline__ C sigmoid(C x) {
   C e = exp(-fabs(x));
   return (x >= C(0) ? C(1) : e) / (C(1) + e);
 }
@@ -35,23 +67,35 @@ template <class C>
 struct LogSum {
   C maximum, sum;
 };
-template <class C> __device__ __forceinline__ LogSum<C> empty_sum() { return {static_cast<C>(minus_infinity()), C(0)}; }
+template <class C>
+__device__ __forceinline__ LogSum<C> empty_sum() {
+  return {static_cast<C>(minus_infinity()), C(0)};
+}
 // what exponents are taken relative to: the maximum, or 0 where there is nothing
-template <class C> __device__ __forceinline__ C shift_of(C maximum) { return maximum == static_cast<C>(minus_infinity()) ? C(0) : maximum; }
-template <class C> __device__ __forceinline__ LogSum<C> merge(LogSum<C> a, LogSum<C> b) {
+template <class C>
+__device__ __forceinline__ C shift_of(C maximum) {
+  return maximum == static_cast<C>(minus_infinity()) ? C(0) : maximum;
+}
+template <class C>
+__device__ __forceinline__ LogSum<C> merge(LogSum<C> a, LogSum<C> b) {
   C m = a.maximum > b.maximum ? a.maximum : b.maximum, shift = shift_of(m);
   return {m, a.sum * exp(a.maximum - shift) + b.sum * exp(b.maximum - shift)};
 }
-template <class C> __device__ __forceinline__ C value(LogSum<C> a) { return shift_of(a.maximum) + log(a.sum); }
+template <class C>
+__device__ __forceinline__ C value(LogSum<C> a) {
+  return shift_of(a.maximum) + log(a.sum);
+}
 
-template <class C> __device__ __forceinline__ C warp_sum(C v) {
+template <class C>
+__device__ __forceinline__ C warp_sum(C v) {
 #pragma unroll
   for (int o = 16; o; o >>= 1) v += __shfl_xor_sync(kAllLanes, v, o);
   return v;
 }
 
 // Sum or maximum over the threads of a block; `scratch` holds 32 values, and may be reused after the next barrier.
-template <class C> __device__ C block_sum(C v, C* scratch) {
+template <class C>
+__device__ C block_sum(C v, C* scratch) {
   v = warp_sum(v);
   if ((threadIdx.x & 31) == 0) scratch[threadIdx.x >> 5] = v;
   SYNC_THREADS(1);

@@ -21,21 +21,31 @@ using OptionalTensor = std::optional<Tensor>;
 
 Type type_of(const Tensor& tensor) {
   switch (tensor.scalar_type()) {
-    case ScalarType::Half: return Type::float16;
-    case ScalarType::BFloat16: return Type::bfloat16;
-    case ScalarType::Float: return Type::float32;
-    case ScalarType::Double: return Type::float64;
-    default: STD_TORCH_CHECK(false, "proac_cuda: features must be float16, bfloat16, float32 or float64");
+    case ScalarType::Half:
+      return Type::float16;
+    case ScalarType::BFloat16:
+      return Type::bfloat16;
+    case ScalarType::Float:
+      return Type::float32;
+    case ScalarType::Double:
+      return Type::float64;
+    default:
+      STD_TORCH_CHECK(false, "proac_cuda: features must be float16, bfloat16, float32 or float64");
   }
 }
 
 LabelType label_type_of(const Tensor& labels) {
   switch (labels.scalar_type()) {
-    case ScalarType::Byte: return LabelType::uint8;
-    case ScalarType::Short: return LabelType::int16;
-    case ScalarType::Int: return LabelType::int32;
-    case ScalarType::Long: return LabelType::int64;
-    default: STD_TORCH_CHECK(false, "proac_cuda: labels must be uint8, int16, int32 or int64");
+    case ScalarType::Byte:
+      return LabelType::uint8;
+    case ScalarType::Short:
+      return LabelType::int16;
+    case ScalarType::Int:
+      return LabelType::int32;
+    case ScalarType::Long:
+      return LabelType::int64;
+    default:
+      STD_TORCH_CHECK(false, "proac_cuda: labels must be uint8, int16, int32 or int64");
   }
 }
 
@@ -63,22 +73,27 @@ bool collapses(const Tensor& features) {
 }
 
 Features describe(const Tensor& features, void* data) {
-  STD_TORCH_CHECK(features.dim() >= 3 && features.dim() <= 5, "proac_cuda: features must be (B, D, *spatial) with 1 to 3 spatial axes");
+  STD_TORCH_CHECK(features.dim() >= 3 && features.dim() <= 5,
+                  "proac_cuda: features must be (B, D, *spatial) with 1 to 3 spatial axes");
   STD_TORCH_CHECK(collapses(features), "proac_cuda: the features' spatial axes do not collapse into one stride");
-  return describe_features(data, type_of(features), static_cast<int>(features.dim() - 2), sizes(features).data(), strides(features).data());
+  return describe_features(data, type_of(features), static_cast<int>(features.dim() - 2), sizes(features).data(),
+                           strides(features).data());
 }
 
 // `at` is a tensor at the features' resolution whose spatial axes begin at first_axis.
-Pixels describe(const Tensor& at, int64_t first_axis, const Tensor& labels, const OptionalTensor& weight, int64_t num_classes, int64_t ignore_index) {
+Pixels describe(const Tensor& at, int64_t first_axis, const Tensor& labels, const OptionalTensor& weight,
+                int64_t num_classes, int64_t ignore_index) {
   auto spatial = sizes(at, first_axis);
   auto weight_strides = weight ? strides(*weight) : strides(labels);
-  return describe_pixels(labels.const_data_ptr(), label_type_of(labels), data(weight), static_cast<int>(spatial.size()), spatial.data(),
-                         sizes(labels).data(), strides(labels).data(), weight_strides.data(), num_classes, ignore_index);
+  return describe_pixels(labels.const_data_ptr(), label_type_of(labels), data(weight), static_cast<int>(spatial.size()),
+                         spatial.data(), sizes(labels).data(), strides(labels).data(), weight_strides.data(),
+                         num_classes, ignore_index);
 }
 
 Sampling describe(const OptionalTensor& thresholds, const OptionalTensor& rng_state) {
   if (!thresholds) return {nullptr, nullptr};
-  return {static_cast<const int64_t*>(thresholds->const_data_ptr()), static_cast<const int64_t*>(rng_state->const_data_ptr())};
+  return {static_cast<const int64_t*>(thresholds->const_data_ptr()),
+          static_cast<const int64_t*>(rng_state->const_data_ptr())};
 }
 
 Tensor make(const Tensor& like, std::vector<int64_t> shape, std::optional<ScalarType> type = std::nullopt) {
@@ -86,7 +101,8 @@ Tensor make(const Tensor& like, std::vector<int64_t> shape, std::optional<Scalar
 }
 
 void check(cudaError_t error) {
-  STD_TORCH_CHECK(error == cudaSuccess, "proac_cuda: a CUDA kernel could not be launched: ", cudaGetErrorName(error), ", ", cudaGetErrorString(error));
+  STD_TORCH_CHECK(error == cudaSuccess, "proac_cuda: a CUDA kernel could not be launched: ", cudaGetErrorName(error),
+                  ", ", cudaGetErrorString(error));
 }
 
 // Makes the tensor's device current and finds PyTorch's stream there.
@@ -111,13 +127,14 @@ class Device {
   cudaStream_t stream_;
 };
 
-Tensor select_negatives(Tensor features, Tensor labels, OptionalTensor pixel_weight, Tensor rng_state, int64_t num_negatives,
-                        int64_t num_classes, int64_t ignore_index) {
+Tensor select_negatives(Tensor features, Tensor labels, OptionalTensor pixel_weight, Tensor rng_state,
+                        int64_t num_negatives, int64_t num_classes, int64_t ignore_index) {
   Device device(features);
   Tensor rng = dense(rng_state), thresholds = make(rng_state, {num_classes, 2});
   SelectNegatives stage = {};
   stage.pixels = describe(features, 2, labels, pixel_weight, num_classes, ignore_index);
-  STD_TORCH_CHECK(stage.pixels.count <= int64_t(1) << 32, "proac_cuda: sampled negatives are drawn from at most 2^32 pixels");
+  STD_TORCH_CHECK(stage.pixels.count <= int64_t(1) << 32,
+                  "proac_cuda: sampled negatives are drawn from at most 2^32 pixels");
   stage.compute = type_of(features);
   stage.rng = static_cast<const int64_t*>(rng.const_data_ptr());
   stage.num_negatives = num_negatives;
@@ -126,9 +143,10 @@ Tensor select_negatives(Tensor features, Tensor labels, OptionalTensor pixel_wei
   return thresholds;
 }
 
-std::tuple<Tensor, Tensor, Tensor> class_statistics(Tensor features, Tensor labels, OptionalTensor pixel_weight, Tensor prototypes,
-                                                    OptionalTensor thresholds, OptionalTensor rng_state, double temperature,
-                                                    int64_t ignore_index, bool pixel_anchor, bool hardest_negative) {
+std::tuple<Tensor, Tensor, Tensor> class_statistics(Tensor features, Tensor labels, OptionalTensor pixel_weight,
+                                                    Tensor prototypes, OptionalTensor thresholds,
+                                                    OptionalTensor rng_state, double temperature, int64_t ignore_index,
+                                                    bool pixel_anchor, bool hardest_negative) {
   Device device(features);
   Tensor anchors = dense(prototypes);
   OptionalTensor last = dense(thresholds), rng = dense(rng_state);
@@ -152,7 +170,8 @@ std::tuple<Tensor, Tensor, Tensor> class_statistics(Tensor features, Tensor labe
   return {statistics, positive, diagnostics};
 }
 
-Tensor positive_sums(Tensor positive, Tensor labels, OptionalTensor pixel_weight, Tensor statistics, int64_t ignore_index, bool negative_mean) {
+Tensor positive_sums(Tensor positive, Tensor labels, OptionalTensor pixel_weight, Tensor statistics,
+                     int64_t ignore_index, bool negative_mean) {
   Device device(positive);
   Tensor own = dense(positive), rows = dense(statistics), sums = make(statistics, {2, statistics.size(1)});
   PositiveSums stage = {};
@@ -166,28 +185,33 @@ Tensor positive_sums(Tensor positive, Tensor labels, OptionalTensor pixel_weight
   return sums;
 }
 
-Tensor reduce_loss(Tensor statistics, Tensor sums, OptionalTensor class_weight, double pixel_anchor_weight, int64_t reduction) {
+Tensor reduce_loss(Tensor statistics, Tensor sums, OptionalTensor class_weight, double pixel_anchor_weight,
+                   int64_t reduction) {
   Device device(statistics);
   Tensor rows = dense(statistics), both = dense(sums);
   OptionalTensor classes = dense(class_weight);
-  Tensor loss = make(statistics, reduction == kNone ? std::vector<int64_t>{statistics.size(1)} : std::vector<int64_t>{});
-  ReduceLoss stage = {type_of(statistics), statistics.size(1), rows.const_data_ptr(), both.const_data_ptr(), data(classes),
-                      pixel_anchor_weight, static_cast<int>(reduction), loss.mutable_data_ptr()};
+  Tensor loss =
+      make(statistics, reduction == kNone ? std::vector<int64_t>{statistics.size(1)} : std::vector<int64_t>{});
+  ReduceLoss stage = {type_of(statistics), statistics.size(1),  rows.const_data_ptr(),       both.const_data_ptr(),
+                      data(classes),       pixel_anchor_weight, static_cast<int>(reduction), loss.mutable_data_ptr()};
   check(run(stage, device.stream()));
   return loss;
 }
 
-std::tuple<Tensor, Tensor> loss_gradients(Tensor features, Tensor labels, OptionalTensor pixel_weight, Tensor prototypes,
-                                          OptionalTensor thresholds, OptionalTensor rng_state, Tensor statistics, Tensor sums,
-                                          OptionalTensor class_weight, Tensor grad_loss, double temperature, int64_t ignore_index,
-                                          bool negative_mean, double pixel_anchor_weight, int64_t reduction, bool features_need_grad,
+std::tuple<Tensor, Tensor> loss_gradients(Tensor features, Tensor labels, OptionalTensor pixel_weight,
+                                          Tensor prototypes, OptionalTensor thresholds, OptionalTensor rng_state,
+                                          Tensor statistics, Tensor sums, OptionalTensor class_weight, Tensor grad_loss,
+                                          double temperature, int64_t ignore_index, bool negative_mean,
+                                          double pixel_anchor_weight, int64_t reduction, bool features_need_grad,
                                           bool prototypes_need_grad) {
-  STD_TORCH_CHECK(grad_loss.scalar_type() == statistics.scalar_type(), "proac_cuda: the gradient of the loss must have the loss's dtype");
+  STD_TORCH_CHECK(grad_loss.scalar_type() == statistics.scalar_type(),
+                  "proac_cuda: the gradient of the loss must have the loss's dtype");
   Device device(features);
   Tensor anchors = dense(prototypes), rows = dense(statistics), both = dense(sums);
   OptionalTensor last = dense(thresholds), rng = dense(rng_state), classes = dense(class_weight);
   Tensor wanted = features_need_grad ? torch::stable::empty_like(features) : make(features, {0}), gradient = wanted;
-  if (features_need_grad && !collapses(wanted)) gradient = make(features, sizes(features));  // features whose elements overlap, for one
+  if (features_need_grad && !collapses(wanted))
+    gradient = make(features, sizes(features));  // features whose elements overlap, for one
   Tensor grad_prototypes = prototypes_need_grad ? make(prototypes, sizes(prototypes)) : make(prototypes, {0});
   LossGradients stage = {};
   stage.features = describe(features, const_cast<void*>(features.const_data_ptr()));

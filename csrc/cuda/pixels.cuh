@@ -48,10 +48,14 @@ __device__ __forceinline__ Place place_of(const Pixels& s, int64_t i) {
 
 __device__ __forceinline__ int64_t read_label(const Pixels& s, int64_t offset) {
   switch (s.label_type) {
-    case LabelType::uint8: return static_cast<const uint8_t*>(s.label)[offset];
-    case LabelType::int16: return static_cast<const int16_t*>(s.label)[offset];
-    case LabelType::int32: return static_cast<const int32_t*>(s.label)[offset];
-    default: return static_cast<const int64_t*>(s.label)[offset];
+    case LabelType::uint8:
+      return static_cast<const uint8_t*>(s.label)[offset];
+    case LabelType::int16:
+      return static_cast<const int16_t*>(s.label)[offset];
+    case LabelType::int32:
+      return static_cast<const int32_t*>(s.label)[offset];
+    default:
+      return static_cast<const int64_t*>(s.label)[offset];
   }
 }
 
@@ -64,7 +68,8 @@ __device__ __forceinline__ Pixel<C> read_pixel(const Pixels& s, int64_t i) {
   Pixel<C> pixel = {-1, C(0), !in_range && !ignored, false};
   if (!in_range || ignored) return pixel;
   C weight = s.weight ? static_cast<const C*>(s.weight)[place.weight] : C(1);
-  pixel.bad_weight = !(weight >= C(0) && weight <= static_cast<C>(sizeof(C) == 4 ? 3.402823466e38 : 1.7976931348623157e308));
+  pixel.bad_weight =
+      !(weight >= C(0) && weight <= static_cast<C>(sizeof(C) == 4 ? 3.402823466e38 : 1.7976931348623157e308));
   if (weight > C(0) && !pixel.bad_weight) {
     pixel.label = static_cast<int>(label);
     pixel.weight = weight;
@@ -97,7 +102,9 @@ __device__ __forceinline__ bool is_drawn(const Sampling& sampling, int k, uint32
 struct Diagnostics {
   unsigned long long labels, first_label, weights, first_weight;
 };
-__device__ __forceinline__ void clear(Diagnostics& d) { d.labels = d.weights = 0, d.first_label = d.first_weight = ~0ull; }
+__device__ __forceinline__ void clear(Diagnostics& d) {
+  d.labels = d.weights = 0, d.first_label = d.first_weight = ~0ull;
+}
 template <class C>
 __device__ __forceinline__ void record(Diagnostics& d, const Pixel<C>& pixel, int64_t i) {
   if (pixel.bad_label) {

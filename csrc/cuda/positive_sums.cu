@@ -17,13 +17,15 @@ struct PositiveSumsKernel {
 template <class C>
 __global__ void __launch_bounds__(kSumThreads, 1) positive_sums_kernel(PositiveSumsKernel job) {
   SHARED(int[kSumThreads], label);
-  SHARED(C[kSumThreads], loss); SHARED(C[kSumThreads], slope);
+  SHARED(C[kSumThreads], loss);
+  SHARED(C[kSumThreads], slope);
   const PositiveSums& a = job.a;
   int num_classes = static_cast<int>(a.pixels.num_classes);
   const C* statistics = static_cast<const C*>(a.statistics);
   C* partial = static_cast<C*>(job.partial) + static_cast<int64_t>(blockIdx.x) * 2 * num_classes;
   for (int k = threadIdx.x; k < 2 * num_classes; k += kSumThreads) partial[k] = C(0);
-  for (int64_t base = static_cast<int64_t>(blockIdx.x) * kSumThreads; base < a.pixels.count; base += static_cast<int64_t>(gridDim.x) * kSumThreads) {
+  for (int64_t base = static_cast<int64_t>(blockIdx.x) * kSumThreads; base < a.pixels.count;
+       base += static_cast<int64_t>(gridDim.x) * kSumThreads) {
     int64_t i = base + threadIdx.x;
     Pixel<C> pixel = {-1, C(0), false, false};
     if (i < a.pixels.count) pixel = read_pixel<C>(a.pixels, i);
@@ -43,7 +45,8 @@ __global__ void __launch_bounds__(kSumThreads, 1) positive_sums_kernel(PositiveS
 }
 
 static int blocks_of(const PositiveSums& a) {
-  return static_cast<int>(few_blocks((a.pixels.count + kSumThreads - 1) / kSumThreads, a.pixels.num_classes > 512 ? 64 : 512));
+  return static_cast<int>(
+      few_blocks((a.pixels.count + kSumThreads - 1) / kSumThreads, a.pixels.num_classes > 512 ? 64 : 512));
 }
 
 size_t workspace_bytes(const PositiveSums& a) {
@@ -53,7 +56,8 @@ size_t workspace_bytes(const PositiveSums& a) {
 cudaError_t run(const PositiveSums& a, cudaStream_t stream) {
   int blocks = blocks_of(a);
   PositiveSumsKernel job = {a, a.workspace};
-  cudaError_t error = launch(a.compute == Type::float64 ? positive_sums_kernel<double> : positive_sums_kernel<float>, blocks, kSumThreads, 0, stream, job);
+  cudaError_t error = launch(a.compute == Type::float64 ? positive_sums_kernel<double> : positive_sums_kernel<float>,
+                             blocks, kSumThreads, 0, stream, job);
   if (error != cudaSuccess) return error;
   return merge_sums({a.workspace, blocks, 2 * a.pixels.num_classes, a.sums}, a.compute, stream);
 }

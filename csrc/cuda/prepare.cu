@@ -60,7 +60,8 @@ __global__ void __launch_bounds__(kPrepareThreads) prepare_kernel(Prepare a) {
   // squares of what is left after division by the largest neither overflow nor underflow
   C largest = C(0);
   if (real)
-    for (int d = threadIdx.x; d < a.channels; d += kPrepareThreads) largest = larger(largest, static_cast<C>(fabs(p[d])));
+    for (int d = threadIdx.x; d < a.channels; d += kPrepareThreads)
+      largest = larger(largest, static_cast<C>(fabs(p[d])));
   for (int o = 16; o; o >>= 1) largest = larger(largest, __shfl_xor_sync(kAllLanes, largest, o));
   if ((threadIdx.x & 31) == 0) scratch[threadIdx.x >> 5] = largest;
   SYNC_THREADS(3);
@@ -98,10 +99,14 @@ static cudaError_t prepare_as(const Prepare& a, cudaStream_t stream) {
 
 cudaError_t prepare(const Prepare& a, Type type, cudaStream_t stream) {
   switch (type) {
-    case Type::float16: return prepare_as<__half>(a, stream);
-    case Type::bfloat16: return prepare_as<__nv_bfloat16>(a, stream);
-    case Type::float32: return prepare_as<float>(a, stream);
-    default: return prepare_as<double>(a, stream);
+    case Type::float16:
+      return prepare_as<__half>(a, stream);
+    case Type::bfloat16:
+      return prepare_as<__nv_bfloat16>(a, stream);
+    case Type::float32:
+      return prepare_as<float>(a, stream);
+    default:
+      return prepare_as<double>(a, stream);
   }
 }
 

@@ -18,11 +18,12 @@ struct Prepare {
   const void* prototypes;  // C (K, D)
   int num_classes, channels;
   // out; each null where not wanted
-  void* unit;      // C (K, D)
-  void* norm;      // C (K)
-  void* split;     // the features' type, (2, split_rows, split_channels): high and low parts times kSplitScale, zero-padded
+  void* unit;  // C (K, D)
+  void* norm;  // C (K)
+  void*
+      split;  // the features' type, (2, split_rows, split_channels): high and low parts times kSplitScale, zero-padded
   int split_rows, split_channels;
-  void* factors;   // C (kFactorRows, K)
+  void* factors;  // C (kFactorRows, K)
   // for the factors
   const void *statistics, *sums, *class_weight, *grad_loss;
   int64_t grad_loss_stride;

@@ -24,17 +24,21 @@ struct SelectKernel {
 __global__ void __launch_bounds__(kSelectThreads) select_start_kernel(SelectKernel job) {
   int64_t i = static_cast<int64_t>(blockIdx.x) * kSelectThreads + threadIdx.x;
   if (i < (job.a.pixels.num_classes + 1) * kBins) job.histogram[i] = 0;
-  if (i < job.a.pixels.num_classes) job.prefix[i] = 0, job.rank[i] = static_cast<unsigned long long>(job.a.num_negatives - 1);
+  if (i < job.a.pixels.num_classes)
+    job.prefix[i] = 0, job.rank[i] = static_cast<unsigned long long>(job.a.num_negatives - 1);
 }
 
 template <class C>
 __global__ void __launch_bounds__(kSelectThreads) select_histogram_kernel(SelectKernel job) {
   const Pixels& pixels = job.a.pixels;
   int num_classes = static_cast<int>(pixels.num_classes);
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kSelectThreads + threadIdx.x; i < pixels.count; i += static_cast<int64_t>(gridDim.x) * kSelectThreads) {
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kSelectThreads + threadIdx.x; i < pixels.count;
+       i += static_cast<int64_t>(gridDim.x) * kSelectThreads) {
     Pixel<C> pixel = read_pixel<C>(pixels, i);
     if (pixel.label < 0) continue;
-    unsigned long long number = static_cast<unsigned long long>(philox_key(job.a.rng[0], i + job.a.rng[1])) << job.index_bits | static_cast<unsigned long long>(i);
+    unsigned long long number = static_cast<unsigned long long>(philox_key(job.a.rng[0], i + job.a.rng[1]))
+                                    << job.index_bits |
+                                static_cast<unsigned long long>(i);
     int bin = static_cast<int>(number >> job.shift & (kBins - 1));
     if (job.first) {
       atomicAdd(job.histogram + static_cast<int64_t>(pixel.label) * kBins + bin, 1ull);
@@ -43,13 +47,15 @@ __global__ void __launch_bounds__(kSelectThreads) select_histogram_kernel(Select
     }
     unsigned long long mine = number >> job.shift >> 8;
     for (int k = 0; k < num_classes; ++k)
-      if (mine == job.prefix[k] && k != pixel.label) atomicAdd(job.histogram + static_cast<int64_t>(k) * kBins + bin, 1ull);
+      if (mine == job.prefix[k] && k != pixel.label)
+        atomicAdd(job.histogram + static_cast<int64_t>(k) * kBins + bin, 1ull);
   }
 }
 
 // Block k: the bin of class k, by a scan over its 256 counts.
 __global__ void __launch_bounds__(kBins) select_pick_kernel(SelectKernel job) {
-  SHARED(unsigned long long[kBins / 32], warp_total); SHARED(unsigned long long, found);
+  SHARED(unsigned long long[kBins / 32], warp_total);
+  SHARED(unsigned long long, found);
   int t = threadIdx.x, lane = t & 31, warp = t >> 5;
   int64_t k = blockIdx.x, num_classes = job.a.pixels.num_classes;
   unsigned long long prefix = job.prefix[k], rank = job.rank[k], count = job.histogram[k * kBins + t];
@@ -83,7 +89,9 @@ __global__ void __launch_bounds__(kBins) select_pick_kernel(SelectKernel job) {
   job.a.thresholds[2 * k + 1] = all ? 0 : static_cast<int64_t>(found & ((1ull << job.index_bits) - 1)) + job.a.rng[1];
 }
 
-size_t workspace_bytes(const SelectNegatives& a) { return ((a.pixels.num_classes + 1) * kBins + 2 * a.pixels.num_classes) * 8; }
+size_t workspace_bytes(const SelectNegatives& a) {
+  return ((a.pixels.num_classes + 1) * kBins + 2 * a.pixels.num_classes) * 8;
+}
 
 cudaError_t run(const SelectNegatives& a, cudaStream_t stream) {
   int64_t num_classes = a.pixels.num_classes;
@@ -95,7 +103,8 @@ cudaError_t run(const SelectNegatives& a, cudaStream_t stream) {
   job.prefix = job.histogram + (num_classes + 1) * kBins;
   job.rank = job.prefix + num_classes;
   job.index_bits = (bits + 7) / 8 * 8;
-  cudaError_t error = launch(select_start_kernel, ((num_classes + 1) * kBins + kSelectThreads - 1) / kSelectThreads, kSelectThreads, 0, stream, job);
+  cudaError_t error = launch(select_start_kernel, ((num_classes + 1) * kBins + kSelectThreads - 1) / kSelectThreads,
+                             kSelectThreads, 0, stream, job);
   int64_t blocks = few_blocks((a.pixels.count + kSelectThreads - 1) / kSelectThreads, 1024);
   auto histogram = a.compute == Type::float64 ? select_histogram_kernel<double> : select_histogram_kernel<float>;
   for (job.shift = 24 + job.index_bits; job.shift >= 0 && error == cudaSuccess; job.shift -= 8) {

@@ -5,7 +5,8 @@
 
 namespace proac::cuda {
 
-template <class T> struct Split;
+template <class T>
+struct Split;
 
 template <>
 struct Split<__nv_bfloat16> {
@@ -30,7 +31,9 @@ struct Split<__half> {
     __half2 v = __floats2half2_rn(x, y);
     return *reinterpret_cast<uint32_t*>(&v);
   }
-  static __device__ __forceinline__ float2 unpack(uint32_t w) { return __half22float2(*reinterpret_cast<__half2*>(&w)); }
+  static __device__ __forceinline__ float2 unpack(uint32_t w) {
+    return __half22float2(*reinterpret_cast<__half2*>(&w));
+  }
 };
 
 template <>

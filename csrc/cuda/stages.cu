@@ -125,15 +125,20 @@ cudaError_t run(const ClassStatistics& call, cudaStream_t stream) {
   if (error != cudaSuccess) return error;
   if (p.fast) {
     FastStatistics job = {{a.features, a.pixels, a.sampling, p.fast_plan, p.split, a.temperature, a.pixel_anchor},
-                          a.hardest_negative, p.partial, p.diagnostics, a.positive};
+                          a.hardest_negative,
+                          p.partial,
+                          p.diagnostics,
+                          a.positive};
     error = fast_statistics(job, stream);
   } else {
-    GenericStatistics job = {a.features, a.pixels, a.sampling, tile_pixels(a.features, kGenericPixels), p.unit, a.temperature,
-                             a.pixel_anchor, a.hardest_negative, p.partial, p.diagnostics, a.positive};
+    GenericStatistics job = {a.features, a.pixels,      a.sampling,     tile_pixels(a.features, kGenericPixels),
+                             p.unit,     a.temperature, a.pixel_anchor, a.hardest_negative,
+                             p.partial,  p.diagnostics, a.positive};
     error = generic_statistics(job, p.blocks, stream);
   }
   if (error != cudaSuccess) return error;
-  return merge_statistics({p.partial, p.diagnostics, p.blocks, classes, a.pixels, a.statistics, a.diagnostics}, type, stream);
+  return merge_statistics({p.partial, p.diagnostics, p.blocks, classes, a.pixels, a.statistics, a.diagnostics}, type,
+                          stream);
 }
 
 cudaError_t run(const LossGradients& call, cudaStream_t stream) {
@@ -166,14 +171,17 @@ cudaError_t run(const LossGradients& call, cudaStream_t stream) {
   if (error != cudaSuccess) return error;
   bool pixel_anchor = a.pixel_anchor_weight != 0;
   if (p.fast) {
-    FastGradients job = {{a.features, a.pixels, a.sampling, p.fast_plan, p.split, a.temperature, pixel_anchor}, p.factors, a.grad_features,
+    FastGradients job = {{a.features, a.pixels, a.sampling, p.fast_plan, p.split, a.temperature, pixel_anchor},
+                         p.factors,
+                         a.grad_features,
                          is_aligned(a.grad_features, p.fast_plan.pixels_first)};
     error = fast_gradients(job, stream);
     if (error != cudaSuccess) return error;
   }
   if (!p.generic) return cudaSuccess;
-  GenericGradients job = {a.features, a.pixels, a.sampling, tile_pixels(a.features, kGenericPixels), p.unit, p.factors, a.temperature,
-                          pixel_anchor, p.coefficients, a.grad_features, p.grad_unit};
+  GenericGradients job = {a.features,     a.pixels,        a.sampling,    tile_pixels(a.features, kGenericPixels),
+                          p.unit,         p.factors,       a.temperature, pixel_anchor,
+                          p.coefficients, a.grad_features, p.grad_unit};
   if (p.fast) job.grad.data = nullptr;
   error = generic_gradients(job, p.blocks, stream);
   if (error != cudaSuccess || !a.grad_prototypes) return error;
@@ -185,7 +193,8 @@ Features describe_features(void* data, Type type, int spatial_axes, const int64_
   bool found = false;
   for (int axis = spatial_axes + 1; axis >= 2; --axis) {
     x.pixels *= shape[axis];
-    if (!found && shape[axis] != 1) x.stride_pixel = strides[axis], found = true;  // the stride of an axis of size 1 means nothing
+    if (!found && shape[axis] != 1)
+      x.stride_pixel = strides[axis], found = true;  // the stride of an axis of size 1 means nothing
   }
   if (x.channels == 1) x.stride_channel = found && x.stride_pixel == 1 ? x.pixels : 1;
   if (!found && x.channels > 1 && x.stride_channel == 1) x.stride_pixel = x.channels;
@@ -195,7 +204,8 @@ Features describe_features(void* data, Type type, int spatial_axes, const int64_
 Pixels describe_pixels(const void* label, LabelType label_type, const void* weight, int spatial_axes,
                        const int64_t* feature_spatial, const int64_t* label_shape, const int64_t* label_strides,
                        const int64_t* weight_strides, int64_t num_classes, int64_t ignore_index) {
-  Pixels s = {label, label_type, weight, 0, {1, 1, 1}, {1, 1, 1}, {0, 0, 0, 0}, {0, 0, 0, 0}, {1, 1, 1}, num_classes, ignore_index};
+  Pixels s = {label,        label_type,   weight,    0,           {1, 1, 1},   {1, 1, 1},
+              {0, 0, 0, 0}, {0, 0, 0, 0}, {1, 1, 1}, num_classes, ignore_index};
   s.count = label_shape[0];
   s.label_stride[0] = label_strides[0];
   s.weight_stride[0] = weight ? weight_strides[0] : 0;

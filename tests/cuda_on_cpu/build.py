@@ -15,7 +15,15 @@ from types import ModuleType
 
 HERE = Path(__file__).resolve().parent
 KERNELS = HERE.parent.parent / "csrc" / "cuda"
-FLAGS = ["-std=c++17", "-fno-strict-aliasing", "-fPIC", "-Wall", "-Wno-unknown-pragmas", "-Wno-unused-function", "-Wno-class-memaccess"]
+FLAGS = [
+    "-std=c++17",
+    "-fno-strict-aliasing",
+    "-fPIC",
+    "-Wall",
+    "-Wno-unknown-pragmas",
+    "-Wno-unused-function",
+    "-Wno-class-memaccess",
+]
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-sanitize=vptr"]
 
 
@@ -24,7 +32,9 @@ def build(*defines: str, sanitize: bool = False) -> Path:
     import pybind11
 
     flags = [*FLAGS, *(["-O1", "-g", *SANITIZE] if sanitize else ["-O2"]), *defines]
-    include = [f"-I{path}" for path in (HERE / "include", KERNELS, pybind11.get_include(), sysconfig.get_path("include"))]
+    include = [
+        f"-I{path}" for path in (HERE / "include", KERNELS, pybind11.get_include(), sysconfig.get_path("include"))
+    ]
     headers = sorted([*KERNELS.glob("*.cuh"), *KERNELS.glob("*.h"), *(HERE / "include").glob("*.h")])
     common = hashlib.sha256("".join(flags).encode() + b"".join(h.read_bytes() for h in headers))
     cache = Path(os.environ.get("PROAC_TEST_CACHE", Path(tempfile.gettempdir()) / "proac_cuda_on_cpu"))
