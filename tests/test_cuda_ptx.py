@@ -21,8 +21,17 @@ from .test_cuda_source import close, close_gradient, cosine_tolerance, gradient_
 class Call:
     """Forward and backward of one case: on the CPU build, then in PTX. Arrays by name."""
 
-    def __init__(self, case: dict[str, Any], temperature: float = 0.1, alpha: float = 0.0, num_negatives: int | None = None,
-                 learnable: bool = False, hardest: bool = True, multiprocessors: int = 132, **options: Any) -> None:  # fmt: skip
+    def __init__(
+        self,
+        case: dict[str, Any],
+        temperature: float = 0.1,
+        alpha: float = 0.0,
+        num_negatives: int | None = None,
+        learnable: bool = False,
+        hardest: bool = True,
+        multiprocessors: int = 132,
+        **options: Any,
+    ) -> None:
         kernels.module.set_options(multiprocessors=multiprocessors)
         self.case, self.temperature, self.alpha = case, temperature, alpha
         self.replay = replay = ptx_replay.Replay(kernels.module, **options)
@@ -89,8 +98,12 @@ class Call:
         self.backward_launches = len(replay.counters) - self.forward_launches
         bits = torch.from_numpy(replay.get("grad", grad).copy())
         self.grad = bits.view(torch.bfloat16) if x.dtype == torch.bfloat16 else bits
-        self.out = {name: torch.from_numpy(replay.get(name, a).copy()) for name, a in
-                    dict(statistics=statistics, positive=positive, first=first, sums=sums, loss=loss, **more).items()}  # fmt: skip
+        self.out = {
+            name: torch.from_numpy(replay.get(name, a).copy())
+            for name, a in dict(
+                statistics=statistics, positive=positive, first=first, sums=sums, loss=loss, **more
+            ).items()
+        }
 
     def _run(self, name: str, values: np.ndarray, **more: np.ndarray) -> None:
         for key, array in {name: values, **more}.items():

@@ -51,9 +51,17 @@ def make_features(shape: tuple[int, ...], dtype: torch.dtype, layout: str, gener
 
 
 def make_case(
-    dtype: torch.dtype, channels: int, num_classes: int, spatial: tuple[int, ...] = (5, 13), batch: int = 2, layout: str = "planes",
-    label_spatial: tuple[int, ...] | None = None, weights: bool = False, seed: int = 0, label_dtype: torch.dtype = torch.int64,
-) -> dict[str, Any]:  # fmt: skip
+    dtype: torch.dtype,
+    channels: int,
+    num_classes: int,
+    spatial: tuple[int, ...] = (5, 13),
+    batch: int = 2,
+    layout: str = "planes",
+    label_spatial: tuple[int, ...] | None = None,
+    weights: bool = False,
+    seed: int = 0,
+    label_dtype: torch.dtype = torch.int64,
+) -> dict[str, Any]:
     g = torch.Generator().manual_seed(seed)
     double = torch.float64 if dtype == torch.float64 else torch.float32
     labels = torch.randint(0, num_classes, (batch, *(label_spatial or spatial)), generator=g)
@@ -92,9 +100,15 @@ def close_gradient(name: str, got: Tensor, truth: Tensor, tolerance: float) -> N
 
 
 def compare(
-    case: dict[str, Any], temperature: float = 0.1, num_negatives: int | None = None, alpha: float = 0.0, reduction: int = stages.MEAN,
-    negative_mean: bool = False, ignore_index: int = 255, learnable: bool = False,
-) -> None:  # fmt: skip
+    case: dict[str, Any],
+    temperature: float = 0.1,
+    num_negatives: int | None = None,
+    alpha: float = 0.0,
+    reduction: int = stages.MEAN,
+    negative_mean: bool = False,
+    ignore_index: int = 255,
+    learnable: bool = False,
+) -> None:
     """Every stage against the reference's, which takes the same features in float64."""
     x, labels, prototypes = case["features"], case["labels"], case["prototypes"]
     w, c = case["pixel_weight"], case["class_weight"]
@@ -143,9 +157,18 @@ def compare(
         x, labels, w, prototypes, thresholds, rng, statistics, sums, c, grad_loss.to(positive.dtype), *rest
     )
     true_grad, true_grad_prototypes = reference.loss_gradients(
-        x.double(), labels, exact(w), prototypes.double(), thresholds, rng, true_statistics, true_sums, exact(c),
-        grad_loss.to(positive.dtype).double(), *rest,
-    )  # fmt: skip
+        x.double(),
+        labels,
+        exact(w),
+        prototypes.double(),
+        thresholds,
+        rng,
+        true_statistics,
+        true_sums,
+        exact(c),
+        grad_loss.to(positive.dtype).double(),
+        *rest,
+    )
     assert grad.dtype == dtype and grad.stride() == torch.empty_like(x).stride()
     close_gradient("gradient", grad, true_grad, gradient_tolerance(dtype, temperature))
     if learnable:
@@ -315,9 +338,24 @@ def test_repeated_runs_are_equal_to_the_bit() -> None:
             sums = kernels.positive_sums(positive, case["labels"], case["pixel_weight"], statistics, 255, False)
             grad_loss = torch.ones((), dtype=positive.dtype)
             grads = kernels.loss_gradients(
-                case["features"], case["labels"], case["pixel_weight"], case["prototypes"], None, None, statistics, sums, None,
-                grad_loss, 0.1, 255, False, 0.5, stages.MEAN, True, True,
-            )  # fmt: skip
+                case["features"],
+                case["labels"],
+                case["pixel_weight"],
+                case["prototypes"],
+                None,
+                None,
+                statistics,
+                sums,
+                None,
+                grad_loss,
+                0.1,
+                255,
+                False,
+                0.5,
+                stages.MEAN,
+                True,
+                True,
+            )
             runs.append((statistics, positive, sums, *grads))
         for run in runs[1:]:
             assert all(torch.equal(a, b) for a, b in zip(run, runs[0], strict=True))
