@@ -58,7 +58,9 @@ cudaError_t launch(void (*kernel)(Arguments), int64_t blocks, int threads, size_
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
     if (error != cudaSuccess) return error;
   }
-  kernel<<<static_cast<unsigned>(blocks), threads, shared, stream> > >(arguments);
+  // clang-format off
+  kernel<<<static_cast<unsigned>(blocks), threads, shared, stream>>>(arguments);
+  // clang-format on
   return cudaGetLastError();
 }
 
