@@ -45,4 +45,12 @@ def why_not_cuda(device: torch.device) -> str | None:
         return "the extension was built without CUDA kernels"
     if not torch.cuda.is_available():
         return "PyTorch sees no CUDA device"
+    if not _is_supported(device.index):
+        return "its kernels need a GPU of compute capability 8.0 or higher"
     return None
+
+
+@torch.compiler.assume_constant_result
+def _is_supported(index: int | None) -> bool:
+    """Whether there is code for a device: the library has PTX of 8.0, which every later GPU takes."""
+    return torch.cuda.get_device_capability(index) >= (8, 0)

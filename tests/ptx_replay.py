@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -55,6 +56,17 @@ def compile_ptx(source: str, *flags: str) -> Path:
     return target
 
 
+def source_of(kernel: str) -> str:
+    """The file whose PTX has the kernel of this mangled name."""
+    match = re.match(r"_ZN5proac4cuda\d+([a-z_]+_kernel)(.*)", kernel)
+    if match is None:
+        raise LookupError(kernel)
+    if match[1].startswith("fast_"):
+        types = {"I6__half": "fast_half.cu", "I13__nv_bfloat16": "fast_bfloat16.cu", "If": "fast_float.cu"}
+        return next(source for type_, source in types.items() if match[2].startswith(type_))
+    return next(path.name for path in KERNELS.glob("*.cu") if match[1] in path.read_text())
+
+
 class Replay:
     """Device copies of a call's arrays, and its launches. ``counters`` and ``traffic``: per launch, by kernel name."""
 
@@ -85,17 +97,10 @@ class Replay:
         return np.ndarray(like.shape, like.dtype, base.tobytes(), offset, like.strides)
 
     def _module(self, kernel: str) -> Any:
-        for source in sorted(KERNELS.glob("*.cu")):
-            if source.name not in self.modules:
-                text = compile_ptx(source.name, *self.flags).read_text()
-                self.modules[source.name] = (text, None)
-            text, loaded = self.modules[source.name]
-            if f".entry {kernel}(" in text:
-                if loaded is None:
-                    loaded = ptxsim().loads(text, source.name)
-                    self.modules[source.name] = (text, loaded)
-                return loaded
-        raise LookupError(kernel)
+        source = source_of(kernel)
+        if source not in self.modules:
+            self.modules[source] = ptxsim().load(str(compile_ptx(source, *self.flags)))
+        return self.modules[source]
 
     def run(self) -> None:
         """The launches since the last one."""

@@ -48,7 +48,7 @@ __device__ __forceinline__ C load(const Features& x, int64_t image, int64_t chan
       static_cast<const T*>(x.data)[image * x.stride_batch + channel * x.stride_channel + pixel * x.stride_pixel]);
 }
 
-// Labels, weights, keys and norms of a tile. Barriers before and after.
+// Labels, weights, keys and norms of a tile, to be read after the next barrier.
 template <class C, class T>
 __device__ void read_generic_tile(GenericTile<C>& tile, const Features& x, const Pixels& pixels,
                                   const Sampling& sampling, const TilePlace& place, Diagnostics* diagnostics) {
@@ -87,7 +87,6 @@ __device__ void read_generic_tile(GenericTile<C>& tile, const Features& x, const
                            : norm <= static_cast<C>(kEps) ? C(0)
                                                           : C(1) / norm;
   }
-  SYNC_THREADS(15);
 }
 
 // S of 64 classes from first_class on. Barriers before and after; tile.s of classes beyond the last is 0.

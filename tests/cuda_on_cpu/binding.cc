@@ -27,19 +27,32 @@ static Type type_of(const std::string& name) {
   return name == "float32" ? Type::float32 : Type::float64;
 }
 static LabelType label_type_of(const Array& a) {
-  return a.itemsize() == 1 ? LabelType::uint8 : a.itemsize() == 2 ? LabelType::int16 : a.itemsize() == 4 ? LabelType::int32 : LabelType::int64;
+  return a.itemsize() == 1   ? LabelType::uint8
+         : a.itemsize() == 2 ? LabelType::int16
+         : a.itemsize() == 4 ? LabelType::int32
+                             : LabelType::int64;
 }
-static Array make(const Array& like, std::vector<int64_t> shape) { return Array(like.dtype(), std::vector<py::ssize_t>(shape.begin(), shape.end())); }
+static Array make(const Array& like, std::vector<int64_t> shape) {
+  return Array(like.dtype(), std::vector<py::ssize_t>(shape.begin(), shape.end()));
+}
 
 // Memory as cudaMalloc gives it: aligned, of exactly this size, and full of NaN.
 struct Workspace {
-  explicit Workspace(size_t bytes) : bytes(bytes) { if (posix_memalign(&data, 256, bytes ? bytes : 1)) throw std::bad_alloc(); memset(data, 0xFF, bytes); }
+  explicit Workspace(size_t bytes) : bytes(bytes) {
+    if (posix_memalign(&data, 256, bytes ? bytes : 1)) throw std::bad_alloc();
+    memset(data, 0xFF, bytes);
+  }
   ~Workspace() { free(data); }
-  void* data; size_t bytes;
+  void* data;
+  size_t bytes;
 };
-static std::vector<std::pair<size_t, size_t>>& workspaces() { static std::vector<std::pair<size_t, size_t>> w; return w; }
+static std::vector<std::pair<size_t, size_t>>& workspaces() {
+  static std::vector<std::pair<size_t, size_t>> w;
+  return w;
+}
 
-template <class Stage> static void run_stage(Stage& stage) {
+template <class Stage>
+static void run_stage(Stage& stage) {
   Workspace workspace(workspace_bytes(stage));
   stage.workspace = workspace.data;
   workspaces().push_back({reinterpret_cast<size_t>(workspace.data), workspace.bytes});
@@ -50,59 +63,105 @@ static Features features_of(const Array& x, const std::string& type) {
   auto shape = shape_of(x), strides = strides_of(x);
   return describe_features(data_of(x), type_of(type), static_cast<int>(x.ndim()) - 2, shape.data(), strides.data());
 }
-static Pixels pixels_of(const Array& labels, const Maybe& weight, const std::vector<int64_t>& spatial, int64_t num_classes, int64_t ignore_index) {
+static Pixels pixels_of(const Array& labels, const Maybe& weight, const std::vector<int64_t>& spatial,
+                        int64_t num_classes, int64_t ignore_index) {
   auto shape = shape_of(labels), strides = strides_of(labels);
   auto weight_strides = weight ? strides_of(*weight) : strides;
-  return describe_pixels(data_of(labels), label_type_of(labels), data_of(weight), static_cast<int>(spatial.size()), spatial.data(),
-                         shape.data(), strides.data(), weight_strides.data(), num_classes, ignore_index);
+  return describe_pixels(data_of(labels), label_type_of(labels), data_of(weight), static_cast<int>(spatial.size()),
+                         spatial.data(), shape.data(), strides.data(), weight_strides.data(), num_classes,
+                         ignore_index);
 }
-static std::vector<int64_t> spatial_of(const Array& x, int first) { auto s = shape_of(x); return {s.begin() + first, s.end()}; }
+static std::vector<int64_t> spatial_of(const Array& x, int first) {
+  auto s = shape_of(x);
+  return {s.begin() + first, s.end()};
+}
 static Sampling sampling_of(const Maybe& thresholds, const Maybe& rng) {
   if (!thresholds) return {nullptr, nullptr};
   return {static_cast<const int64_t*>(data_of(thresholds)), static_cast<const int64_t*>(data_of(rng))};
 }
 static Array int64_array(std::vector<py::ssize_t> shape) { return Array(py::dtype::of<int64_t>(), shape); }
 
-static Array select_negatives(std::vector<int64_t> spatial, bool is_double, Array labels, Maybe weight, Array rng, int64_t num_negatives, int64_t num_classes, int64_t ignore_index) {
+static Array select_negatives(std::vector<int64_t> spatial, bool is_double, Array labels, Maybe weight, Array rng,
+                              int64_t num_negatives, int64_t num_classes, int64_t ignore_index) {
   Array thresholds = int64_array({num_classes, 2});
-  SelectNegatives stage = {pixels_of(labels, weight, spatial, num_classes, ignore_index), is_double ? Type::float64 : Type::float32,
-                           static_cast<const int64_t*>(rng.data()), num_negatives, static_cast<int64_t*>(data_of(thresholds)), nullptr};
+  SelectNegatives stage = {pixels_of(labels, weight, spatial, num_classes, ignore_index),
+                           is_double ? Type::float64 : Type::float32,
+                           static_cast<const int64_t*>(rng.data()),
+                           num_negatives,
+                           static_cast<int64_t*>(data_of(thresholds)),
+                           nullptr};
   run_stage(stage);
   return thresholds;
 }
-static py::tuple class_statistics(Array features, std::string type, Array labels, Maybe weight, Array prototypes, Maybe thresholds, Maybe rng,
-                                  double temperature, int64_t ignore_index, bool pixel_anchor, bool hardest) {
+static py::tuple class_statistics(Array features, std::string type, Array labels, Maybe weight, Array prototypes,
+                                  Maybe thresholds, Maybe rng, double temperature, int64_t ignore_index,
+                                  bool pixel_anchor, bool hardest) {
   int64_t num_classes = prototypes.shape(0);
   auto shape = spatial_of(features, 2);
   shape.insert(shape.begin(), features.shape(0));
-  Array statistics = make(prototypes, {kNumStatistics, num_classes}), positive = make(prototypes, shape), diagnostics = int64_array({4});
-  ClassStatistics stage = {features_of(features, type), pixels_of(labels, weight, spatial_of(features, 2), num_classes, ignore_index),
-                           sampling_of(thresholds, rng), prototypes.data(), temperature, pixel_anchor, hardest,
-                           data_of(statistics), data_of(positive), static_cast<int64_t*>(data_of(diagnostics)), nullptr};
+  Array statistics = make(prototypes, {kNumStatistics, num_classes}), positive = make(prototypes, shape),
+        diagnostics = int64_array({4});
+  ClassStatistics stage = {features_of(features, type),
+                           pixels_of(labels, weight, spatial_of(features, 2), num_classes, ignore_index),
+                           sampling_of(thresholds, rng),
+                           prototypes.data(),
+                           temperature,
+                           pixel_anchor,
+                           hardest,
+                           data_of(statistics),
+                           data_of(positive),
+                           static_cast<int64_t*>(data_of(diagnostics)),
+                           nullptr};
   run_stage(stage);
   return py::make_tuple(statistics, positive, diagnostics);
 }
-static Array positive_sums(Array positive, Array labels, Maybe weight, Array statistics, int64_t ignore_index, bool negative_mean) {
+static Array positive_sums(Array positive, Array labels, Maybe weight, Array statistics, int64_t ignore_index,
+                           bool negative_mean) {
   int64_t num_classes = statistics.shape(1);
   Array sums = make(statistics, {2, num_classes});
-  PositiveSums stage = {pixels_of(labels, weight, spatial_of(positive, 1), num_classes, ignore_index), statistics.itemsize() == 8 ? Type::float64 : Type::float32,
-                        positive.data(), statistics.data(), negative_mean, data_of(sums), nullptr};
+  PositiveSums stage = {pixels_of(labels, weight, spatial_of(positive, 1), num_classes, ignore_index),
+                        statistics.itemsize() == 8 ? Type::float64 : Type::float32,
+                        positive.data(),
+                        statistics.data(),
+                        negative_mean,
+                        data_of(sums),
+                        nullptr};
   run_stage(stage);
   return sums;
 }
 static Array reduce_loss(Array statistics, Array sums, Maybe class_weight, double pixel_anchor_weight, int reduction) {
   Array loss = reduction == kNone ? make(statistics, {statistics.shape(1)}) : make(statistics, {});
-  ReduceLoss stage = {statistics.itemsize() == 8 ? Type::float64 : Type::float32, statistics.shape(1), statistics.data(), sums.data(), data_of(class_weight),
-                      pixel_anchor_weight, reduction, data_of(loss)};
+  ReduceLoss stage = {statistics.itemsize() == 8 ? Type::float64 : Type::float32,
+                      statistics.shape(1),
+                      statistics.data(),
+                      sums.data(),
+                      data_of(class_weight),
+                      pixel_anchor_weight,
+                      reduction,
+                      data_of(loss)};
   if (run(stage, nullptr) != cudaSuccess) throw std::runtime_error("launch failed");
   return loss;
 }
-static void loss_gradients(Array features, std::string type, Array labels, Maybe weight, Array prototypes, Maybe thresholds, Maybe rng, Array statistics, Array sums,
-                           Maybe class_weight, Array grad_loss, double temperature, int64_t ignore_index, bool negative_mean, double pixel_anchor_weight, int reduction,
-                           Maybe grad_features, Maybe grad_prototypes) {
-  LossGradients stage = {features_of(features, type), pixels_of(labels, weight, spatial_of(features, 2), prototypes.shape(0), ignore_index), sampling_of(thresholds, rng),
-                         prototypes.data(), statistics.data(), sums.data(), data_of(class_weight), grad_loss.data(), grad_loss.ndim() ? strides_of(grad_loss)[0] : 0,
-                         temperature, negative_mean, pixel_anchor_weight, reduction, {}, data_of(grad_prototypes), nullptr};
+static void loss_gradients(Array features, std::string type, Array labels, Maybe weight, Array prototypes,
+                           Maybe thresholds, Maybe rng, Array statistics, Array sums, Maybe class_weight,
+                           Array grad_loss, double temperature, int64_t ignore_index, bool negative_mean,
+                           double pixel_anchor_weight, int reduction, Maybe grad_features, Maybe grad_prototypes) {
+  LossGradients stage = {features_of(features, type),
+                         pixels_of(labels, weight, spatial_of(features, 2), prototypes.shape(0), ignore_index),
+                         sampling_of(thresholds, rng),
+                         prototypes.data(),
+                         statistics.data(),
+                         sums.data(),
+                         data_of(class_weight),
+                         grad_loss.data(),
+                         grad_loss.ndim() ? strides_of(grad_loss)[0] : 0,
+                         temperature,
+                         negative_mean,
+                         pixel_anchor_weight,
+                         reduction,
+                         {},
+                         data_of(grad_prototypes),
+                         nullptr};
   if (grad_features) stage.grad_features = features_of(*grad_features, type);
   run_stage(stage);
 }
@@ -121,7 +180,11 @@ static py::list take_launches() {
   on_cpu::launches().clear();
   return out;
 }
-static std::vector<std::pair<size_t, size_t>> take_workspaces() { auto w = workspaces(); workspaces().clear(); return w; }
+static std::vector<std::pair<size_t, size_t>> take_workspaces() {
+  auto w = workspaces();
+  workspaces().clear();
+  return w;
+}
 
 PYBIND11_MODULE(cuda_on_cpu, m) {
   m.def("select_negatives", select_negatives);
@@ -129,7 +192,8 @@ PYBIND11_MODULE(cuda_on_cpu, m) {
   m.def("positive_sums", positive_sums);
   m.def("reduce_loss", reduce_loss);
   m.def("loss_gradients", loss_gradients);
-  m.def("set_options", set_options, py::arg("order") = 2, py::arg("seed") = 1, py::arg("shared_limit") = 227 << 10, py::arg("multiprocessors") = 132, py::arg("mutant") = 0);
+  m.def("set_options", set_options, py::arg("order") = 2, py::arg("seed") = 1, py::arg("shared_limit") = 227 << 10,
+        py::arg("multiprocessors") = 132, py::arg("mutant") = 0);
   m.def("take_launches", take_launches);
   m.def("take_workspaces", take_workspaces);
 }
