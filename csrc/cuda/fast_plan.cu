@@ -51,7 +51,7 @@ bool is_aligned(const Features& x, bool pixels_first) {
 
 bool plan_fast(const Features& x, int64_t num_classes, bool backward, FastPlan& p) {
   if (x.type == Type::float64 || x.channels > kMostChannels || num_classes > kMostClasses) return false;
-  int limit = shared_limit(), size = x.type == Type::float32 ? 4 : 2;
+  int limit = shared_limit() - 1024, size = x.type == Type::float32 ? 4 : 2;
   p.classes = num_classes <= 24 ? 24 : num_classes <= 64 ? 64 : 256;
   int chunk_bytes = p.classes == 256 ? 32 : p.classes == 24 && backward ? 128 : 64;
   p.pixels_first = x.stride_channel == 1 && x.stride_pixel != 1;
@@ -62,7 +62,7 @@ bool plan_fast(const Features& x, int64_t num_classes, bool backward, FastPlan& 
   // the largest tile that leaves room for a second block; else the largest that fits
   bool fits = false;
   for (int pixels = 128; pixels >= 32 && !fits; pixels /= 2)
-    fits = fit(p, x, num_classes, backward, chunk_bytes, pixels, limit / 2 - 1024);
+    fits = fit(p, x, num_classes, backward, chunk_bytes, pixels, limit / 2);
   for (int pixels = 64; pixels >= kWarpPixels && !fits; pixels /= 2)
     fits = fit(p, x, num_classes, backward, chunk_bytes, pixels, limit);
   if (!fits) return false;

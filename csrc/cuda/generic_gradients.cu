@@ -45,7 +45,6 @@ __device__ void write_gradient(const GenericGradients& a, GenericTile<C>& tile, 
       for (int i = 0; i < 4; ++i)
         for (int j = 0; j < 4; ++j) total[i][j] += tile.p[k][row + i] * tile.x[k][column + j];
   }
-  SYNC_THREADS(26);
   for (int i = 0; i < 4; ++i)
     for (int j = 0; j < 4; ++j) tile.s[row + i][column + j] = total[i][j];
   SYNC_THREADS(27);

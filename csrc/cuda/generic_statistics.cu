@@ -60,7 +60,6 @@ __global__ void __launch_bounds__(kGenericThreads, 1) generic_statistics_kernel(
             all_classes = merge(all_classes, LogSum<C>{tile.s[r][t], C(1)});
       }
     }
-    SYNC_THREADS(21);
     if (t < kGenericPixels) {
       int64_t i = place.image * a.features.pixels + place.first + t;
       if (t < place.pixels) static_cast<C*>(a.positive)[i] = own;
@@ -72,7 +71,6 @@ __global__ void __launch_bounds__(kGenericThreads, 1) generic_statistics_kernel(
         kGenericPixels, tile.label, {tile.weight, positive, excess},
         {partial + kWeight * num_classes, partial + kPositiveSum * num_classes, partial + kPixelLossSum * num_classes});
   }
-  SYNC_THREADS(23);
   if (t == 0) static_cast<Diagnostics*>(a.diagnostics)[blockIdx.x] = diagnostics;
 }
 

@@ -117,7 +117,6 @@ __device__ void similarities(GenericTile<C>& tile, const Features& x, const C* u
     for (int a = 0; a < 4; ++a)
       for (int b = 0; b < 4; ++b) total[a][b] += part[a][b];
   }
-  SYNC_THREADS(18);
   for (int a = 0; a < 4; ++a)
     for (int b = 0; b < 4; ++b) tile.s[row + a][column + b] = total[a][b] * tile.inverse_norm[column + b] * inverse_tau;
   SYNC_THREADS(19);

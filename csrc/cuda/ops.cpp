@@ -110,7 +110,7 @@ class Device {
  public:
   explicit Device(const Tensor& tensor) : guard_(tensor.get_device_index()) {
     void* stream = nullptr;
-    aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream);
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
     stream_ = static_cast<cudaStream_t>(stream);
   }
   cudaStream_t stream() const { return stream_; }
