@@ -153,7 +153,9 @@ def _launches() -> dict[tuple[int, str], tuple[int, int]]:
     try:
         import numpy as np
 
-        from tests.cuda_on_cpu.stages import module
+        sys.path.append(str(ROOT / "tests"))
+
+        from cuda_on_cpu.stages import module
     except ImportError:  # no g++, or no pybind11: the launchers cannot be asked
         return {}
     found = {}

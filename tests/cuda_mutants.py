@@ -1,6 +1,6 @@
 """Removes one barrier or asynchronous wait of the CUDA kernels at a time: every mutant must be found out.
 
-    python -m tests.cuda_mutants [first [last]]
+    python tests/cuda_mutants.py [first [last]]
 
 Each runs cases on the CPU in ascending, descending and random thread orders: a wrong result, a result that
 differs between orders, or a deadlock finds it out. One that survives goes to the PTX interpreter's race detector.
@@ -15,8 +15,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from . import ptx_replay
-from .cuda_on_cpu import build
+import ptx_replay
+from cuda_on_cpu import build
 
 ROOT = Path(__file__).resolve().parent.parent
 # A wrong result or a race; a deadlock or a misuse that the CPU build sees; a fault in the PTX interpreter.
@@ -39,8 +39,8 @@ def run_orders() -> None:
     """In the mutant's process: cases that reach every kernel, in several orders. Raises where something is wrong."""
     import torch
 
-    from .cuda_on_cpu import stages as kernels
-    from .test_cuda_source import ORDERS, compare, make_case
+    from cuda_on_cpu import stages as kernels
+    from test_cuda_source import ORDERS, compare, make_case
 
     for order, seed in ORDERS:
         kernels.module.set_options(order=order, seed=seed, multiprocessors=1, mutant=int(os.environ["PROAC_MUTANT"]))
@@ -56,8 +56,8 @@ def run_races() -> None:
     """In the mutant's process: the same launches in PTX, under the race detector."""
     import torch
 
-    from .test_cuda_ptx import Call
-    from .test_cuda_source import make_case
+    from test_cuda_ptx import Call
+    from test_cuda_source import make_case
 
     flags = (f"-DMUTANT={os.environ['PROAC_MUTANT']}",)
     for dtype in (torch.bfloat16, torch.float32):
@@ -94,8 +94,8 @@ def main() -> int:
 
 
 def _try(function: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", f"from tests import cuda_mutants; cuda_mutants.{function}()"]
-    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+    command = [sys.executable, "-c", f"import cuda_mutants; cuda_mutants.{function}()"]
+    return subprocess.run(command, env=environment, cwd=ROOT / "tests", capture_output=True, text=True)
 
 
 if __name__ == "__main__":

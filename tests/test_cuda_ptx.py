@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+import ptx_replay
 from proac_cuda import reference, stages
-
-from . import ptx_replay
 
 if ptx_replay.why_not():
     pytest.skip(str(ptx_replay.why_not()), allow_module_level=True)
-from .cuda_on_cpu import stages as kernels  # noqa: E402
-from .test_cuda_source import close, close_gradient, cosine_tolerance, gradient_tolerance, make_case  # noqa: E402
+from cuda_on_cpu import stages as kernels  # noqa: E402
+from test_cuda_source import close, close_gradient, cosine_tolerance, gradient_tolerance, make_case  # noqa: E402
 
 
 class Call:

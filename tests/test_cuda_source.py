@@ -19,7 +19,7 @@ from proac_cuda import reference, stages
 if shutil.which("g++") is None:
     pytest.skip("g++ is not installed: the kernels' source cannot be compiled", allow_module_level=True)
 pytest.importorskip("pybind11")
-from .cuda_on_cpu import stages as kernels  # noqa: E402
+from cuda_on_cpu import stages as kernels  # noqa: E402
 
 TYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 ORDERS = [(0, 1), (1, 1), *((2, seed) for seed in range(1, 6))]  # ascending, descending, five random ones
@@ -416,7 +416,7 @@ def test_empty_inputs(public_backend: str) -> None:
 @pytest.mark.slow
 def test_under_sanitizers() -> None:
     """A subset again, under AddressSanitizer and UndefinedBehaviorSanitizer."""
-    from .cuda_on_cpu import build
+    from cuda_on_cpu import build
 
     runtime = subprocess.run(
         ["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True

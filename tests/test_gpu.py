@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 import proac_cuda
-
-from .compare import assert_gradient_close, assert_loss_close
+from compare import assert_gradient_close, assert_loss_close
 
 pytestmark = [
     pytest.mark.gpu,
