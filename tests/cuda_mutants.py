@@ -47,13 +47,8 @@ def run_orders() -> None:
         for dtype in (torch.bfloat16, torch.float32, torch.float64):
             case = make_case(dtype, 72, 19, spatial=(1100,), batch=1, weights=True)
             case["labels"][0, 40::200], case["pixel_weight"][0, 41::200] = 77, -1.0  # invalid, in every block
-<<<<<<< HEAD
-            compare(case, num_negatives=20, alpha=0.2, learnable=dtype != torch.float32)
-        compare(make_case(torch.bfloat16, 256, 70, spatial=(150,), batch=1))
-=======
             compare(case, num_negatives=20, alpha=0.2, learnable=dtype == torch.bfloat16)
         compare(make_case(torch.bfloat16, 240, 70, spatial=(150,), batch=1))  # an odd number of chunks
->>>>>>> d6c1a746d7d9b0dc4f9d45bf207a20562e000a58
         compare(make_case(torch.float32, 9, 130, spatial=(1100,), batch=2, layout="channels_last"), learnable=True)
 
 
@@ -78,11 +73,7 @@ def main() -> int:
     last = int(sys.argv[2]) if len(sys.argv) > 2 else numbers[-1]
     survivors = 0
     for number in (n for n in numbers if first <= n <= last):
-<<<<<<< HEAD
-        environment = os.environ | {"PROAC_MUTANT": str(number)}
-=======
         environment = os.environ | {"PROAC_MUTANT": str(number), "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
->>>>>>> d6c1a746d7d9b0dc4f9d45bf207a20562e000a58
         how = "thread orders"
         done = _try("run_orders", environment)
         if done.returncode == 0:

@@ -341,7 +341,6 @@ inline unsigned __byte_perm(unsigned a, unsigned b, unsigned s) {
     *p = (expr);                                       \
     return o;                                          \
   }
-<<<<<<< HEAD
 // clang-format off
 ON_CPU_ATOMIC(atomicAdd, o + v)
 ON_CPU_ATOMIC(atomicSub, o - v)
@@ -355,13 +354,6 @@ ON_CPU_ATOMIC(atomicInc, o >= v ? 0 : o + 1)
 // clang-format on
 template <class T>
 T atomicCAS(T* p, typename std::common_type<T>::type c, typename std::common_type<T>::type v) {
-=======
-ON_CPU_ATOMIC(atomicAdd, o + v)
-ON_CPU_ATOMIC(atomicSub, o - v) ON_CPU_ATOMIC(atomicExch, v) ON_CPU_ATOMIC(atomicMax, o > v ? o : v)
-    ON_CPU_ATOMIC(atomicMin, o < v ? o : v) ON_CPU_ATOMIC(atomicOr, o | v) ON_CPU_ATOMIC(atomicAnd, o& v)
-        ON_CPU_ATOMIC(atomicXor, o ^ v) ON_CPU_ATOMIC(atomicInc, o >= v ? 0 : o + 1) template <class T>
-        T atomicCAS(T* p, typename std::common_type<T>::type c, typename std::common_type<T>::type v) {
->>>>>>> d6c1a746d7d9b0dc4f9d45bf207a20562e000a58
   on_cpu::maybe_yield();
   T o = *p;
   if (o == c) *p = v;
