@@ -37,15 +37,14 @@ GOLDEN = Path(__file__).parent.parent / "tests" / "data"
 def literal_port(features: Tensor, labels: Tensor, prototypes: Tensor) -> Tensor:
     """The published loss as it is written: a loop over classes, boolean masks, host synchronisations, one class at a time."""
     labels = F.interpolate(labels.float().unsqueeze(1), features.shape[2:], mode="nearest").squeeze(1).long().flatten()
-    pixels = features.permute(0, 2, 3, 1).reshape(-1, features.shape[1])
+    pixels = F.normalize(features.permute(0, 2, 3, 1).reshape(-1, features.shape[1]), dim=1)
     losses = []
     for k in range(prototypes.shape[0]):
         own = labels == k
         if own.sum().item() == 0:
             continue
         anchor = F.normalize(prototypes[k : k + 1], dim=1)
-        positives = F.normalize(pixels[own], dim=1)
-        negatives = F.normalize(pixels[~own & (labels != IGNORED)], dim=1)
+        positives, negatives = pixels[own], pixels[~own & (labels != IGNORED)]
         positive_logits = torch.exp(anchor @ positives.t() / TEMPERATURE)
         negative_sum = torch.exp(anchor @ negatives.t() / TEMPERATURE).sum(1, keepdim=True)
         losses.append(-torch.log(positive_logits / (positive_logits + negative_sum)).mean())
