@@ -418,9 +418,12 @@ def test_under_sanitizers() -> None:
     """A subset again, under AddressSanitizer and UndefinedBehaviorSanitizer."""
     from cuda_on_cpu import build
 
-    runtime = subprocess.run(
-        ["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
-    ).stdout.strip()
+    def library(name: str) -> str:
+        command = ["g++", f"-print-file-name={name}"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    # With the C++ library behind it: the sanitizer has to find what throws exceptions before anything is thrown.
+    runtime = f"{library('libasan.so')}:{library('libstdc++.so.6')}"
     module = build.build(sanitize=True)
     environment = os.environ | {
         "LD_PRELOAD": runtime,
