@@ -291,7 +291,7 @@ def test_memory_per_pixel(options: str) -> None:
     assert float(probe.stdout) < 32 + 4, probe.stdout  # 4 bytes a pixel are 8 MiB: tiles, partial sums, page tables
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the script preloads the sanitizers' library")
 def test_sanitizers_find_nothing() -> None:
     script = Path(__file__).parent / "sanitize.sh"

@@ -210,8 +210,8 @@ WAVEFRONTS = pytest.mark.xfail(strict=True, reason="shared-memory wavefronts of 
     [
         (19, torch.bfloat16),
         (19, torch.float32),
-        pytest.param(150, torch.bfloat16, marks=pytest.mark.exhaustive),
-        pytest.param(150, torch.float32, marks=[pytest.mark.exhaustive, WAVEFRONTS]),
+        pytest.param(150, torch.bfloat16, marks=pytest.mark.slow),
+        pytest.param(150, torch.float32, marks=[pytest.mark.slow, WAVEFRONTS]),
     ],
 )
 def test_traffic(dtype: torch.dtype, layout: str, num_classes: int) -> None:
