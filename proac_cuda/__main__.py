@@ -51,6 +51,11 @@ def info() -> int:
         home = "any device" if name == "reference" else BACKENDS[name].home
         table.add_row(name, home, "yes" if status.can_run else "no", status.reason)
     console.print(table)
+    console.print(
+        "The CUDA and Triton kernels were proved without a GPU so far (see the README, what was run on what): where there "
+        "is one, run python -m proac_cuda check first.",
+        soft_wrap=True,
+    )
     override = os.environ.get(ENVIRONMENT_VARIABLE)
     if override:
         console.print(f'{ENVIRONMENT_VARIABLE}={override} stands in for backend="auto"')
