@@ -15,7 +15,7 @@ test: $(VENV)/.test
 quick: $(VENV)/.test
 	$(BIN)/python -m pytest -q tests
 
-lint: $(VENV)/.lint
+lint: $(VENV)/.test
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 	git ls-files '*.cpp' '*.h' '*.cu' '*.cuh' '*.cc' | xargs -r $(BIN)/clang-format --dry-run --Werror
 
@@ -34,9 +34,6 @@ $(VENV)/.demo: $(VENV)/.torch $(SOURCES)
 
 $(VENV)/.test: $(VENV)/.torch $(SOURCES)
 	$(BIN)/pip install --quiet --no-build-isolation --editable ".[test,demo,dev]"
-	touch $@
-
-$(VENV)/.lint: $(VENV)/.test
 	touch $@
 
 clean:
