@@ -74,6 +74,9 @@ PROAC_INLINE void transpose(Vec<T>* row) {
   exchange<T, 1>(row);
 }
 
+// Rows that are asked for ahead of their use: the hardware's own prefetching ends with a page, and each row is in another.
+constexpr int kRowsAhead = 16;
+
 // Pixels that lie side by side: a row of the tile is a row of the features. `square` gets the sums of squares.
 template <class F, class T>
 static void pack_rows(const F* data, int64_t channel_stride, int64_t channels, const T* keep, T* x, T* square) {
@@ -85,6 +88,11 @@ static void pack_rows(const F* data, int64_t channel_stride, int64_t channels, c
     Vec<T> sum[vectors] = {};
     for (int64_t d = begin; d < end; ++d) {
       const F* row = data + d * channel_stride;
+      if (d + kRowsAhead < channels) {
+        const char* ahead = reinterpret_cast<const char*>(row + kRowsAhead * channel_stride);
+#pragma GCC unroll 16
+        for (size_t byte = 0; byte < kTile * sizeof(F); byte += 64) __builtin_prefetch(ahead + byte);
+      }
 #pragma GCC unroll 16
       for (int v = 0; v < vectors; ++v) {
         const Vec<T> value = mask[v] > T(0) ? Vec<T>(load_as(row + v * lanes)) : Vec<T>{};
