@@ -32,10 +32,12 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
 CPU_SOURCES = ["csrc/ops.cpp", "csrc/cpu/stages.cpp", "csrc/cpu/select.cpp", "csrc/cpu/dispatch.cpp"]
+AVX512_FLAGS = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"]
 ISA_FLAGS = {
     "csrc/cpu/isa_baseline.cpp": [],
     "csrc/cpu/isa_avx2.cpp": ["-mavx2", "-mfma", "-mf16c"],
-    "csrc/cpu/isa_avx512.cpp": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"],
+    "csrc/cpu/isa_avx512.cpp": AVX512_FLAGS,
+    "csrc/cpu/isa_amx.cpp": [*AVX512_FLAGS, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"],
 }
 CUDA_ARCHITECTURES = (80, 90, 100, 120)  # those of them that nvcc knows
 OLDEST_TORCH = (2, 10)

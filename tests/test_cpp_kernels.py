@@ -245,7 +245,7 @@ def _forced(isa: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512", "amx"])
 def test_each_instruction_set(isa: str) -> None:
     probe = _forced(isa, "-c", "from proac_cuda import extension; print(extension.build_info()['cpu'])")
     if "has no kernels" in probe.stderr:

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <numeric>
 #include <vector>
@@ -14,20 +15,37 @@ namespace proac {
 
 constexpr double kEps = 1e-12;
 
+// The nearest bfloat16, ties to even, and its value.
+inline uint16_t bfloat16_bits(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  return value != value ? 0x7fc0 : static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+}
+inline float bfloat16_value(uint16_t bits) {
+  const uint32_t wide = static_cast<uint32_t>(bits) << 16;
+  float value;
+  std::memcpy(&value, &wide, 4);
+  return value;
+}
+
 // Equation (1) for the prototypes, (K, D).
 template <class T>
 struct Anchors {
   int64_t classes, channels;
   std::vector<double> unit, norm;  // (K, D), (K,)
   std::vector<T> by_class, by_channel, transposed;
+  std::vector<uint16_t> class_tiles, channel_tiles;
+  int pixel_parts;
 
-  Anchors(const T* prototypes, int64_t num_classes, int64_t num_channels, bool need_transposed)
+  // `parts` is 0 where the tile unit is not used, else into how many bfloat16 numbers a feature is split.
+  Anchors(const T* prototypes, int64_t num_classes, int64_t num_channels, bool need_transposed, int parts)
       : classes(num_classes),
         channels(num_channels),
         unit(classes * channels),
         norm(classes),
         by_class(classes * channels),
-        by_channel(classes * channels) {
+        by_channel(classes * channels),
+        pixel_parts(parts) {
     for (int64_t k = 0; k < classes; ++k) {
       const T* p = prototypes + k * channels;
       double largest = 0, sum = 0;
@@ -43,6 +61,10 @@ struct Anchors {
     }
     pack(classes, channels, channels, 1, by_class.data());
     pack(channels, classes, 1, channels, by_channel.data());
+    if (pixel_parts) {
+      class_tiles = split(classes, channels, channels, 1);
+      channel_tiles = split(channels, classes, 1, channels);
+    }
     if (need_transposed) {
       transposed.resize(classes * channels);
       for (int64_t k = 0; k < classes; ++k) {
@@ -51,7 +73,10 @@ struct Anchors {
     }
   }
 
-  AnchorView view() const { return {by_class.data(), by_channel.data(), transposed.data()}; }
+  AnchorView view() const {
+    return {by_class.data(),    by_channel.data(),    transposed.data(),
+            class_tiles.data(), channel_tiles.data(), pixel_parts};
+  }
 
  private:
   // Blocks of rows as block_begin in product.h has them, each [length][rows].
@@ -63,6 +88,22 @@ struct Anchors {
         for (int64_t r = begin; r < end; ++r) *out++ = static_cast<T>(unit[r * row_stride + n * stride]);
       }
     }
+  }
+
+  // A left factor of the tile unit, as AnchorView has it: each value as the sum of two bfloat16 numbers.
+  std::vector<uint16_t> split(int64_t rows, int64_t length, int64_t row_stride, int64_t stride) const {
+    const int64_t steps = tile_steps(length), tile = kTileRows * kTileStep;
+    std::vector<uint16_t> tiles((rows + kTileRows - 1) / kTileRows * steps * 2 * tile);
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t n = 0; n < length; ++n) {
+        const float value = static_cast<float>(unit[r * row_stride + n * stride]);
+        uint16_t* at = tiles.data() + (r / kTileRows * steps + n / kTileStep) * 2 * tile + r % kTileRows * kTileStep +
+                       n % kTileStep;
+        at[0] = bfloat16_bits(value);
+        at[tile] = bfloat16_bits(value - bfloat16_value(at[0]));
+      }
+    }
+    return tiles;
   }
 };
 

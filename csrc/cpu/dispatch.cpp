@@ -6,12 +6,36 @@
 #include <stdexcept>
 #include <string>
 
+#if defined(PROAC_X86_KERNELS)
+#include <cpuid.h>
+#endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace proac {
 
 namespace {
 
+#if defined(PROAC_X86_KERNELS)
+// AMX for bfloat16, with AVX-512's conversions to it. Linux gives a process the registers, 8 KiB a thread, on request only.
+bool has_tile_unit() {
+#if defined(__linux__)
+  unsigned a, b, c, d;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d >> 22 & d >> 24 & 1) == 0) return false;  // AMX-BF16, AMX-TILE
+  if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || (a >> 5 & 1) == 0) return false;             // AVX512-BF16
+  constexpr long request_permission = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+#else
+  return false;
+#endif
+}
+#endif
+
 bool runs(const Kernels& kernels) {
 #if defined(PROAC_X86_KERNELS)
+  if (&kernels == &amx::kernels) return runs(avx512::kernels) && has_tile_unit();
   if (&kernels == &avx512::kernels) {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && runs(avx2::kernels);
@@ -26,6 +50,7 @@ bool runs(const Kernels& kernels) {
 const Kernels* choose() {
   const Kernels* known[] = {
 #if defined(PROAC_X86_KERNELS)
+      &amx::kernels,
       &avx512::kernels,
       &avx2::kernels,
 #endif
@@ -41,7 +66,7 @@ const Kernels* choose() {
     if (wanted && std::strcmp(wanted, kernels->name) == 0 && runs(*kernels)) return kernels;
   }
   throw std::runtime_error(std::string("PROAC_CPU_ISA: this build or this CPU has no kernels for \"") + wanted +
-                           "\"; expected one of baseline, avx2, avx512, as far as the CPU goes, or unset it");
+                           "\"; expected one of baseline, avx2, avx512, amx, as far as the CPU goes, or unset it");
 }
 
 }  // namespace

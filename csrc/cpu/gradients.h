@@ -136,7 +136,7 @@ static void dense_gradient(const GradientCall& call, const Workspace& work, cons
   T* s = static_cast<T*>(work.s);
   alignas(64) T tau_scale[kTile], own[kTile], own_ds[kTile], dot[kTile], log_z[kTile];
   for (int i = 0; i < kTile; ++i) tau_scale[i] = static_cast<T>(scale.unit[i] / call.temperature);
-  similarities<T>(call.anchors, classes, call.features.channels, x, tau_scale, s);
+  similarities<T>(call.anchors, classes, call.features.channels, x, tau_scale, work);
   take_own<T>(tile, s, own);
   if (call.pixel_anchor) pixel_log_z<T>(s, classes, own, log_z);
   const bool sampled = call.sample.rank;
@@ -191,7 +191,7 @@ static void write_sampled(const GradientCall& call, const Workspace& work, Sampl
   GradientScale<T> last;
   dense_gradient<T>(call, work, sampled->tile, x, sampled->scale, &last);
   gradient_rows<T, T, false>(call.anchors, call.pixels.num_classes, view.channels, static_cast<T*>(work.s), x,
-                             last.along, last.back, sampled->scale.inverse_norm, x, kTile);
+                             last.along, last.back, sampled->scale.inverse_norm, work.pairs, x, kTile);
   for (int i = 0; i < sampled->tile.kept; ++i) {
     F* out = static_cast<F*>(view.data) + sampled->index[i] / view.pixels * view.batch_stride +
              sampled->index[i] % view.pixels * view.pixel_stride;
@@ -212,6 +212,7 @@ static void loss_gradients(const GradientCall& call, Range range, int64_t chunk,
   PixelTile<T> tile;
   PixelScale<T> scale;
   GradientScale<T> last;
+  const TileUnit tile_unit(call.anchors.pixel_parts);
   SampledTile<T> sampled(call.sample, call.pixels, channels, work, call.pixel_anchor || call.anchor_gradient);
   for (int64_t first = range.begin; first < range.end; first += kTile) {
     const int64_t left = range.end - first;
@@ -242,10 +243,11 @@ static void loss_gradients(const GradientCall& call, Range range, int64_t chunk,
       F* out = static_cast<F*>(view.data) + image * view.batch_stride + pixel;
       const bool aligned = (reinterpret_cast<uintptr_t>(out) | (sizeof(F) * view.channel_stride)) % 64 == 0;
       const auto write = kHasStream && call.stream && aligned ? gradient_rows<F, T, true> : gradient_rows<F, T, false>;
-      write(call.anchors, classes, channels, s, x, last.along, last.back, scale.inverse_norm, out, view.channel_stride);
+      write(call.anchors, classes, channels, s, x, last.along, last.back, scale.inverse_norm, work.pairs, out,
+            view.channel_stride);
     } else {
-      gradient_rows<T, T, false>(call.anchors, classes, channels, s, x, last.along, last.back, scale.inverse_norm, x,
-                                 kTile);
+      gradient_rows<T, T, false>(call.anchors, classes, channels, s, x, last.along, last.back, scale.inverse_norm,
+                                 work.pairs, x, kTile);
       unpack_tile<F, T>(view, tile, x);
     }
   }

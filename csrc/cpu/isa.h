@@ -12,6 +12,7 @@ extern const Kernels kernels;
 const Kernels kernels = {
     PROAC_ISA_NAME,
     PROAC_VECTOR_BYTES,
+    kHasTileUnit,
     {class_statistics<float>, class_statistics<double>, class_statistics<Half>, class_statistics<BFloat16>},
     {positive_sums<float>, positive_sums<double>},
     {loss_gradients<float>, loss_gradients<double>, loss_gradients<Half>, loss_gradients<BFloat16>},

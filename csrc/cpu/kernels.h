@@ -11,6 +11,11 @@ constexpr int kTile = 128;     // pixels that are packed, multiplied and written
 constexpr int kMaxRows = 6;    // rows of a register block of the matrix products
 constexpr int kClassPad = 16;  // the prototypes' gradient has its classes rounded up to this
 constexpr int kMaxAxes = 3;    // spatial axes
+constexpr int kTileRows = 16;  // rows of the left factor that the tile unit multiplies at a time
+constexpr int kTileStep = 32;  // and the terms of each sum
+
+// Steps of kTileStep terms.
+[[maybe_unused]] static constexpr int64_t tile_steps(int64_t terms) { return (terms + kTileStep - 1) / kTileStep; }
 
 // How features are stored. Half and BFloat16 are computed in float.
 struct Half {
@@ -62,17 +67,22 @@ struct SampleView {
   int64_t first_index;
 };
 
-// Unit prototypes, of the compute type, in the three orders in which they are read.
+// Unit prototypes in the orders in which they are read, of the compute type unless said otherwise.
 struct AnchorView {
   const void* by_class;    // blocks of up to kMaxRows classes, each [D][rows]
   const void* by_channel;  // blocks of up to kMaxRows channels, each [K][rows]
   const void* transposed;  // [D][K]
+  // For the tile unit: bfloat16 parts, [row tile][step][high, low][kTileRows][kTileStep], padded with zeros.
+  const uint16_t* class_tiles;    // rows are classes, terms channels
+  const uint16_t* channel_tiles;  // rows are channels, terms classes
+  int pixel_parts;                // bfloat16 parts of the features; 0: the tile unit is not used
 };
 
 // Memory of one thread, laid out by Workspaces in parallel.h.
 struct Workspace {
   void* x;             // [D][kTile], the packed pixels
-  void* s;             // [K][kTile], their similarities
+  void* s;             // [K rounded up to kTileRows][kTile], their similarities
+  uint32_t* pairs;     // a right factor of the tile unit, for products over channels and over classes
   void* sampled_x;     // [D][kTile], packed members of sampled sets
   void* lane_sum;      // [K][lanes], sums of the exponentials of a few tiles
   void* lane_max;      // [K][lanes], the maxima they are relative to
@@ -148,6 +158,7 @@ struct SelectCall {
 struct Kernels {
   const char* name;
   int vector_bytes;
+  bool has_tile_unit;
   void (*class_statistics[kNumFeatureTypes])(const StatisticsCall&, Range, int64_t chunk, const Workspace&);
   void (*positive_sums[2])(const PositiveCall&, Range, int64_t chunk);
   void (*loss_gradients[kNumFeatureTypes])(const GradientCall&, Range, int64_t chunk, const Workspace&);
@@ -164,6 +175,9 @@ namespace avx2 {
 extern const Kernels kernels;
 }
 namespace avx512 {
+extern const Kernels kernels;
+}
+namespace amx {
 extern const Kernels kernels;
 }
 

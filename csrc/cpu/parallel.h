@@ -54,16 +54,19 @@ class Workspaces {
     int64_t classes, channels;
     size_t element;  // bytes of the compute type
     int vector_bytes;
-    bool sampled, anchor_gradient;
+    bool sampled, anchor_gradient, tile_unit;
   };
 
   Workspaces(int64_t workers, const Needs& needs) {
     const size_t tile = kTile * needs.element, lanes = needs.vector_bytes;
     const size_t padded = (needs.classes + kClassPad - 1) / kClassPad * kClassPad;
-    const size_t x = needs.channels * tile, s = needs.classes * tile, lane = needs.classes * lanes;
+    const size_t x = needs.channels * tile, lane = needs.classes * lanes;
+    const size_t s = (needs.classes + kTileRows - 1) / kTileRows * kTileRows * tile;
+    const int64_t steps = std::max(tile_steps(needs.channels), tile_steps(needs.classes));  // of pairs, in two parts
+    const size_t pairs = needs.tile_unit ? steps * kTileStep * kTile * sizeof(uint32_t) : 0;
     const size_t sampled = needs.sampled ? x : 0, transposed = needs.anchor_gradient ? padded * tile : 0;
     const size_t total =
-        8 * kAlign + x + s + sampled + 4 * (lane + kAlign) + needs.classes * sizeof(double) + transposed;
+        9 * kAlign + x + s + pairs + sampled + 4 * (lane + kAlign) + needs.classes * sizeof(double) + transposed;
     stride_ = (total + kAlign - 1) / kAlign * kAlign;
     memory_ = static_cast<char*>(std::aligned_alloc(kAlign, stride_ * workers));
     if (!memory_) throw std::bad_alloc();
@@ -77,6 +80,7 @@ class Workspaces {
       Workspace work;
       work.x = take(x);
       work.s = take(s);
+      work.pairs = reinterpret_cast<uint32_t*>(take(pairs));
       work.sampled_x = take(sampled);
       work.lane_sum = take(lane);
       work.lane_max = take(lane);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "tile.h"
+#include "tile_unit.h"
 
 namespace proac::PROAC_ISA {
 
@@ -74,10 +75,25 @@ static void similarity_block(const T* a, const T* x, int64_t channels, const T* 
   }
 }
 
-// Equation (1): the similarities of a tile, [K][kTile]. scale[i] = unit[i] / tau.
+// Equation (1): the similarities of a tile, [K][kTile], to work.s. scale[i] = unit[i] / tau.
 template <class T>
 static void similarities(const AnchorView& anchors, int64_t num_classes, int64_t channels, const T* x, const T* scale,
-                         T* s) {
+                         const Workspace& work) {
+  T* s = static_cast<T*>(work.s);
+  if constexpr (kHasTileUnit && sizeof(T) == 4) {
+    if (anchors.pixel_parts) {
+      const int64_t steps = tile_steps(channels);
+      pair_rows(x, channels, anchors.pixel_parts, work.pairs);
+      for (int64_t k = 0; k < num_classes; k += 2 * kTileRows) {
+        const uint16_t* a = anchors.class_tiles + k * steps * 2 * kTileStep;
+        multiply_some_rows(a, num_classes - k, steps, work.pairs, anchors.pixel_parts, s + k * kTile);
+      }
+      for (int64_t k = 0; k < num_classes; ++k, s += kTile) {
+        for (int i = 0; i < kTile; i += kLanes<T>) store<T>(s + i, load(s + i) * load(scale + i));
+      }
+      return;
+    }
+  }
   const T* a = static_cast<const T*>(anchors.by_class);
   for (int64_t b = 0; b < block_count(num_classes); ++b) {
     const int64_t begin = block_begin(num_classes, b), rows = block_begin(num_classes, b + 1) - begin;
@@ -86,8 +102,34 @@ static void similarities(const AnchorView& anchors, int64_t num_classes, int64_t
   }
 }
 
-// Equation (11) for the channels of one block: out[d][i] = along[i] * sum_k anchor[k][d] * ds[k][i] - back[i] * x[d][i], and
-// 0 where `alive` is 0. Row d of the result goes to out + d * stride.
+// The last step of equation (11) for two vectors of pixels: along[i] * sum - back[i] * x, and 0 where `alive` is 0.
+template <class T>
+struct LastStep {
+  Vec<T> along[2], back[2], alive[2];
+
+  PROAC_MEMBER LastStep(const T* along_row, const T* back_row, const T* alive_row) {
+    for (int v = 0; v < 2; ++v) {
+      along[v] = load(along_row + v * kLanes<T>);
+      back[v] = load(back_row + v * kLanes<T>);
+      alive[v] = load(alive_row + v * kLanes<T>);
+    }
+  }
+
+  template <bool stream, class F>
+  PROAC_MEMBER void write(Vec<T> sum0, Vec<T> sum1, const T* x, F* out) const {
+    const Vec<T> value0 = sum0 * along[0] - load(x) * back[0], value1 = sum1 * along[1] - load(x + kLanes<T>) * back[1];
+    const Vec<T> result0 = alive[0] != T(0) ? value0 : Vec<T>{}, result1 = alive[1] != T(0) ? value1 : Vec<T>{};
+    if constexpr (stream) {
+      stream_lines<F>(out, result0, result1);
+    } else {
+      store_as(out, result0);
+      store_as(out + kLanes<T>, result1);
+    }
+  }
+};
+
+// Equation (11) for the channels of one block: row d, along * sum_k anchor[k][d] * ds[k][i] - back * x[d][i], goes to
+// out + d * stride.
 template <class F, class T, int rows, bool stream>
 static void gradient_block(const T* a, const T* ds, int64_t num_classes, const T* x, const T* along, const T* back,
                            const T* alive, F* out, int64_t stride) {
@@ -98,23 +140,10 @@ static void gradient_block(const T* a, const T* ds, int64_t num_classes, const T
 #pragma GCC unroll 2
     for (int v = 0; v < kBlockVectors; v += 2) {
       const int j = i + v * lanes;
-      const Vec<T> along0 = load(along + j), along1 = load(along + j + lanes);
-      const Vec<T> back0 = load(back + j), back1 = load(back + j + lanes);
-      const auto live0 = load(alive + j) != T(0), live1 = load(alive + j + lanes) != T(0);
+      const LastStep<T> last(along + j, back + j, alive + j);
 #pragma GCC unroll 6
       for (int r = 0; r < rows; ++r) {
-        const T* pixel = x + r * kTile + j;
-        F* target = out + r * stride + j;
-        Vec<T> value0 = sum[r][v] * along0 - load(pixel) * back0;
-        Vec<T> value1 = sum[r][v + 1] * along1 - load(pixel + lanes) * back1;
-        value0 = live0 ? value0 : Vec<T>{};
-        value1 = live1 ? value1 : Vec<T>{};
-        if constexpr (stream) {
-          stream_lines<F>(target, value0, value1);
-        } else {
-          store_as(target, value0);
-          store_as(target + lanes, value1);
-        }
+        last.template write<stream>(sum[r][v], sum[r][v + 1], x + r * kTile + j, out + r * stride + j);
       }
     }
   }
@@ -123,7 +152,28 @@ static void gradient_block(const T* a, const T* ds, int64_t num_classes, const T
 // Equation (11) for a tile. `out` may be `x` itself, with stride kTile.
 template <class F, class T, bool stream>
 static void gradient_rows(const AnchorView& anchors, int64_t num_classes, int64_t channels, const T* ds, const T* x,
-                          const T* along, const T* back, const T* alive, F* out, int64_t stride) {
+                          const T* along, const T* back, const T* alive, uint32_t* pairs, F* out, int64_t stride) {
+  if constexpr (kHasTileUnit && sizeof(T) == 4) {
+    if (anchors.pixel_parts) {
+      constexpr int most = 2 * kTileRows, lanes = kLanes<T>;
+      const int64_t steps = tile_steps(num_classes);
+      alignas(64) T product[most * kTile];
+      pair_rows(ds, num_classes, 2, pairs);
+      for (int64_t d = 0; d < channels; d += most) {
+        const int64_t rows = channels - d < most ? channels - d : most;
+        multiply_some_rows(anchors.channel_tiles + d * steps * 2 * kTileStep, rows, steps, pairs, 2, product);
+        for (int i = 0; i < kTile; i += 2 * lanes) {
+          const LastStep<T> last(along + i, back + i, alive + i);
+          for (int64_t r = 0; r < rows; ++r) {
+            const T* sum = product + r * kTile + i;
+            last.template write<stream>(load(sum), load(sum + lanes), x + (d + r) * kTile + i,
+                                        out + (d + r) * stride + i);
+          }
+        }
+      }
+      return;
+    }
+  }
   const T* a = static_cast<const T*>(anchors.by_channel);
   for (int64_t b = 0; b < block_count(channels); ++b) {
     const int64_t begin = block_begin(channels, b), rows = block_begin(channels, b + 1) - begin;

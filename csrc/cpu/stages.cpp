@@ -53,9 +53,17 @@ std::vector<T> contrast_log_z(const T* statistics, int64_t classes, bool negativ
   return log_z;
 }
 
-Workspaces make_workspaces(const ChunkPlan& plan, const Kernels& kernels, int64_t classes, int64_t channels,
-                           size_t element, bool sampled, bool anchor_gradient) {
-  return Workspaces(num_workers(plan), {classes, channels, element, kernels.vector_bytes, sampled, anchor_gradient});
+// Into how many bfloat16 numbers the tile unit splits a feature; 0: it is not used.
+int pixel_parts(const Kernels& kernels, const Tensor& features) {
+  const FeatureType type = feature_type(features);
+  return !kernels.has_tile_unit ? 0 : type == kBFloat16 ? 1 : type == kHalf ? 2 : 0;
+}
+
+template <class T>
+Workspaces make_workspaces(const ChunkPlan& plan, const Kernels& kernels, const Anchors<T>& anchors, bool sampled,
+                           bool anchor_gradient) {
+  return Workspaces(num_workers(plan), {anchors.classes, anchors.channels, sizeof(T), kernels.vector_bytes, sampled,
+                                        anchor_gradient, anchors.pixel_parts > 0});
 }
 
 template <class T>
@@ -122,7 +130,8 @@ std::tuple<Tensor, Tensor, Tensor> class_statistics_of(const Tensor& features, c
   const Kernels& kernels = cpu_kernels();
   const int64_t classes = pixels.view.num_classes, channels = features.size(1);
   const ChunkPlan plan(pixels.view.total);
-  const Anchors<T> anchors(data<T>(prototypes), classes, channels, thresholds.has_value());
+  const Anchors<T> anchors(data<T>(prototypes), classes, channels, thresholds.has_value(),
+                           pixel_parts(kernels, features));
 
   std::vector<int64_t> shape{features.size(0)};
   for (int64_t axis = 2; axis < features.dim(); ++axis) shape.push_back(features.size(axis));
@@ -149,7 +158,7 @@ std::tuple<Tensor, Tensor, Tensor> class_statistics_of(const Tensor& features, c
   call.partial = partial.data();
   call.diagnostics = bad.data();
 
-  const Workspaces work = make_workspaces(plan, kernels, classes, channels, sizeof(T), thresholds.has_value(), false);
+  const Workspaces work = make_workspaces(plan, kernels, anchors, thresholds.has_value(), false);
   const auto kernel = kernels.class_statistics[feature_type(features)];
   for_each_chunk(plan, [&](int64_t chunk, Range range, int64_t worker) { kernel(call, range, chunk, work[worker]); });
   merge_statistics<T>(call, plan, static_cast<T*>(statistics.mutable_data_ptr()));
@@ -289,7 +298,8 @@ std::tuple<Tensor, Tensor> loss_gradients_of(const Tensor& features, const Pixel
   const int64_t classes = pixels.view.num_classes, channels = features.size(1);
   const int64_t padded = (classes + kClassPad - 1) / kClassPad * kClassPad;
   const ChunkPlan plan(pixels.view.total, options.prototypes_need_grad ? 32 : 64);  // half as many, of doubles
-  const Anchors<T> anchors(data<T>(prototypes), classes, channels, thresholds.has_value());
+  const Anchors<T> anchors(data<T>(prototypes), classes, channels, thresholds.has_value(),
+                           pixel_parts(kernels, features));
 
   GradientCall call{};
   STD_TORCH_CHECK(view_features(features, &call.features), "proac_cuda: the features' spatial axes do not collapse");
@@ -327,8 +337,8 @@ std::tuple<Tensor, Tensor> loss_gradients_of(const Tensor& features, const Pixel
   call.anchor_gradient = options.prototypes_need_grad ? anchor_gradient.data() : nullptr;
 
   if (options.features_need_grad || options.prototypes_need_grad) {
-    const Workspaces work = make_workspaces(plan, kernels, classes, channels, sizeof(T), thresholds.has_value(),
-                                            options.prototypes_need_grad);
+    const Workspaces work =
+        make_workspaces(plan, kernels, anchors, thresholds.has_value(), options.prototypes_need_grad);
     const auto kernel = kernels.loss_gradients[feature_type(features)];
     for_each_chunk(plan, [&](int64_t chunk, Range range, int64_t worker) { kernel(call, range, chunk, work[worker]); });
   }

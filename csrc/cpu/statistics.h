@@ -196,7 +196,7 @@ static void add_dense_tile(StatisticsState<T>* state, const PixelTile<T>& tile, 
   alignas(64) T tau_scale[kTile], own[kTile], log_z[kTile];
   T* s = static_cast<T*>(state->work.s);
   for (int i = 0; i < kTile; ++i) tau_scale[i] = static_cast<T>(scale.unit[i] / call.temperature);
-  similarities<T>(call.anchors, state->classes, call.features.channels, x, tau_scale, s);
+  similarities<T>(call.anchors, state->classes, call.features.channels, x, tau_scale, state->work);
   take_own<T>(tile, s, own);
   if (call.pixel_anchor) pixel_log_z<T>(s, state->classes, own, log_z);
   add_negatives<T>(*state, tile, s);
@@ -223,6 +223,7 @@ static void class_statistics(const StatisticsCall& call, Range range, int64_t ch
   *bad = {0, 0, 0, 0};
 
   T* x = static_cast<T*>(work.x);
+  const TileUnit tile_unit(call.anchors.pixel_parts);
   PixelTile<T> tile;
   PixelScale<T> scale;
   SampledTile<T> sampled(call.sample, call.pixels, call.features.channels, work, call.pixel_anchor);

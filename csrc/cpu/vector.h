@@ -15,6 +15,8 @@
 #include "kernels.h"
 
 #define PROAC_INLINE static inline __attribute__((always_inline))
+#define PROAC_MEMBER inline __attribute__((always_inline))
+#define PROAC_LAMBDA __attribute__((always_inline))
 
 namespace proac::PROAC_ISA {
 
