@@ -251,7 +251,7 @@ def _break(draw: Draw, problem: Problem) -> None:
         "features' rank": {"features": draw.choice(x.detach().flatten(), x.detach()[(None,) * (6 - x.ndim)])},
         "labels' type": {"labels": draw.choice(y.float(), y.bool(), y.to(torch.int8), y.tolist())},
         "labels' rank": {"labels": draw.choice(y[None], y[:, None], y.flatten()[:0].sum())},
-        "labels' batch": {"labels": torch.cat([y, y[:1], y[:1], torch.zeros_like(y[:1])])[: len(y) + 1]},
+        "labels' batch": {"labels": torch.cat([y, y.new_zeros(1, *y.shape[1:])])},
         "prototypes' shape": {"prototypes": draw.choice(p.detach()[:, :0], p.detach()[:0], p.detach().flatten())},
         "prototypes' type": {"prototypes": p.detach().long()},
         "temperature": {"temperature": draw.choice(0, -1, math.nan, math.inf, "0.1", torch.tensor(0.1), None)},
@@ -385,13 +385,17 @@ def _compare(problem: Problem, actual: Answer, truth: Answer) -> None:
         if gradient is None or exact is None or exact.numel() == 0:
             assert gradient is None or gradient.numel() == 0
             continue
+        assert gradient.dtype == vectors.dtype and gradient.shape == vectors.shape, name
         norms = vectors.double().norm(dim=1)
         length = float(norms[norms > 1e-12].min()) if (norms > 1e-12).any() else 1.0
-        smaller = gradient.dtype.itemsize < min(x.dtype.itemsize, 8) or gradient.dtype.itemsize < 4
-        rounded = rounding(exact, gradient.dtype).norm() if smaller else 0.0
-        error, limit = (gradient.cpu().double() - exact).norm(), tolerance * exact.norm() + rounded
+        gradient, info = gradient.cpu().double(), torch.finfo(gradient.dtype)
+        beyond = exact.abs() > info.max
+        assert (gradient[beyond].abs() >= info.max).all(), f"{name}: no infinity where it overflows"
+        gradient, exact = gradient.masked_fill(beyond, 0), exact.masked_fill(beyond, 0)
+        smaller = info.bits < 32 or info.bits < torch.finfo(x.dtype).bits
+        rounded = rounding(exact, vectors.dtype).norm() if smaller else 0.0
+        error, limit = (gradient - exact).norm(), tolerance * exact.norm() + rounded
         limit = limit + smallest * upstream / length
-        assert gradient.dtype == vectors.dtype and gradient.shape == vectors.shape, name
         assert error <= limit, f"{name}: off by {error:.3g}, allowed {limit:.3g}, norm {exact.norm():.3g}"
 
 
