@@ -320,6 +320,9 @@ def test_history_and_pictures(tmp_path):
     table = history.values("log_z")
     assert table.shape == (4, 3) and table[0, 2].isnan() and table[1:].isfinite().all()
     history.save_picture(tmp_path / "history.png")
+    first = diagnostics.History()
+    first.add(5, stats)
+    first.save_picture(tmp_path / "one_step.png")
     diagnostics.save_cosine_matrix(prototypes, tmp_path / "cosines.png")
     assert (tmp_path / "history.png").stat().st_size > 1000 and (tmp_path / "cosines.png").stat().st_size > 1000
 
@@ -339,3 +342,18 @@ def test_tensorboard_gets_the_classes_that_are_there():
     diagnostics.log_to_tensorboard(writer, stats, 7, ["road", "sky", "tree"])
     assert writer.scalars["proac/log_z/tree"] == (stats.log_z[2].item(), 7)
     assert not any(tag.endswith("sky") for tag in writer.scalars)
+
+
+def test_tensorboard_itself(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from torch.utils.tensorboard import SummaryWriter
+
+    features, labels = torch.randn(1, 8, 5, 5), torch.randint(0, 3, (1, 5, 5))
+    _, stats = proac_cuda.proac_loss(features, labels, proac_cuda.uniform_prototypes(3, 8), return_stats=True)
+    with SummaryWriter(tmp_path) as writer:
+        diagnostics.log_to_tensorboard(writer, stats, 7)
+    events = EventAccumulator(str(tmp_path)).Reload()
+    (event,) = events.Scalars("proac/mean_positive_cosine/1")
+    assert event.step == 7 and event.value == stats.mean_positive_cosine[1].item()
+    assert len(events.Tags()["scalars"]) == 4 * 3
