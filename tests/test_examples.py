@@ -38,7 +38,7 @@ def test_each_example_is_here_and_short():
 def test_example_runs(name, tmp_path):
     missing = [package for package in PACKAGES[name] if _missing(package)]
     if missing:
-        pytest.skip(f"not installed: {', '.join(missing)}; pip install 'proac_cuda[examples]'")
+        pytest.skip(f"not installed: {', '.join(missing)}; pip install '.[examples]'")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     ran = subprocess.run(
         [sys.executable, ROOT / "examples" / f"{name}.py"],

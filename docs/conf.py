@@ -1,0 +1,22 @@
+"""The documentation site: ``make docs``. Pages are Markdown; the reference comes out of the docstrings."""
+
+import proac_cuda
+
+project = "proac_cuda"
+version = release = proac_cuda.__version__
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+]
+html_theme = "furo"
+html_title = f"proac_cuda {version}"
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 3
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_preserve_defaults = True
+napoleon_use_rtype = False
