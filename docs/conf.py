@@ -13,10 +13,12 @@ extensions = [
     "sphinx_copybutton",
 ]
 html_theme = "furo"
+html_show_copyright = False
 html_title = f"proac_cuda {version}"
-myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 autodoc_member_order = "bysource"
-autodoc_typehints = "signature"
+autodoc_typehints = (
+    "none"  # docstrings say more than annotations do; and this leaves one signature of several overloads
+)
 autodoc_preserve_defaults = True
 napoleon_use_rtype = False
