@@ -8,10 +8,10 @@ extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
-    "sphinx.ext.mathjax",
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
 ]
+smartquotes = False  # quotes are code's, for the most part
 html_theme = "furo"
 html_show_copyright = False
 html_title = f"proac_cuda {version}"
