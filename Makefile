@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test quick lint clean
+.PHONY: demo test quick lint docs clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m benchmarks.segmentation demo
@@ -18,6 +18,10 @@ quick: $(VENV)/.test
 lint: $(VENV)/.test
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 	git ls-files '*.cpp' '*.h' '*.cu' '*.cuh' '*.cc' | xargs -r $(BIN)/clang-format --dry-run --Werror
+
+# The documentation site, in site/: open site/index.html.
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx -W --keep-going -q docs site
 
 # The extension is built against the torch of the environment, which is therefore installed first.
 $(VENV)/.torch:
@@ -36,5 +40,9 @@ $(VENV)/.test: $(VENV)/.torch $(SOURCES)
 	$(BIN)/pip install --quiet --no-build-isolation --editable ".[test,demo,dev]"
 	touch $@
 
+$(VENV)/.docs: $(VENV)/.torch $(SOURCES)
+	$(BIN)/pip install --quiet --no-build-isolation --editable ".[docs]"
+	touch $@
+
 clean:
-	rm -rf build dist *.egg-info proac_cuda/_C*.so $(VENV)
+	rm -rf build dist site *.egg-info proac_cuda/_C*.so $(VENV)

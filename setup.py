@@ -25,7 +25,7 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -193,6 +193,14 @@ class NinjaBuild(build_ext):
         print(f"proac_cuda: compiling against {torch} with {jobs} jobs", flush=True)
         subprocess.run([*command, "-C", str(work), "-j", str(jobs), "-v"], check=True)
 
+    def copy_file(self, infile: str, outfile: str, *args: Any, **options: Any) -> Any:
+        """As setuptools', but under another name first: whoever stops it leaves no half of a library to be loaded."""
+        target = Path(outfile) / Path(infile).name if Path(outfile).is_dir() else Path(outfile)
+        part = target.with_name(target.name + ".part")
+        super().copy_file(infile, str(part), *args, **options)
+        os.replace(part, target)
+        return str(target), True
+
     def ninja_file(self, ext: Extension, torch: Path, target: Path) -> str:
         """The build: one compile edge for each source, one link edge."""
         x86 = platform.machine().lower() in ("x86_64", "amd64")
@@ -227,7 +235,7 @@ class NinjaBuild(build_ext):
             "  depfile = $out.d",
             "  deps = gcc",
             "rule link",
-            f"  command = $cxx -shared {mac} {sanitize} $in -o $out {libraries}",
+            f"  command = $cxx -shared {mac} {sanitize} $in -o $out.part {libraries} && mv $out.part $out",
         ]
         objects = []
         for source in ext.sources:

@@ -13,12 +13,15 @@ import torch
 from torch import Tensor
 
 from .autograd import ProACStats
+from .prototypes import prototype_certificate
 
+# Quantity: its title, and whether large values are the bad ones.
 _SHOWN = {
-    "mean_positive_cosine": "mean cosine of a class's pixels with its prototype",
-    "hardest_negative_cosine": "largest cosine of another class's pixel",
-    "log_z": "log Z",
+    "mean_positive_cosine": ("mean cosine of a class's pixels with its prototype", False),
+    "hardest_negative_cosine": ("largest cosine of another class's pixel with it", True),
+    "log_z": ("log Z", True),
 }
+_NAMED = 40  # classes that have room for their names
 
 
 def log_to_tensorboard(writer: Any, stats: ProACStats, step: int, class_names: Sequence[str] | None = None) -> None:
@@ -69,24 +72,59 @@ class History:
         return torch.where(present, table, torch.nan).cpu()
 
     def save_picture(self, path: str | os.PathLike[str]) -> None:
-        """One panel for each quantity, one line for each class."""
+        """For each quantity, the median over the classes with the worst three; below it, all classes, blank where absent."""
         if not self.steps:
             raise ValueError("history: nothing was added yet")
         plt = _pyplot()
-        figure, axes = plt.subplots(1, len(_SHOWN), figsize=(5 * len(_SHOWN), 4), constrained_layout=True)
-        for axis, (quantity, title) in zip(axes, _SHOWN.items(), strict=True):
-            table = self.values(quantity)
-            names = _names(self.class_names, table.shape[1])
-            colors = plt.get_cmap("tab20" if len(names) <= 20 else "viridis").resampled(len(names))
-            for k, name in enumerate(names):
-                axis.plot(self.steps, table[:, k], color=colors(k), label=name, linewidth=1.2)
-            axis.set_title(title, fontsize=10)
-            axis.set_xlabel("step")
-            axis.grid(alpha=0.3)
-        if len(names) <= 20:
-            axes[-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
-        figure.savefig(path, dpi=120)
+        names = _names(self.class_names, self.values("log_z").shape[1])
+        height = 0.17 * min(max(len(names), 15), _NAMED) + 0.5
+        figure, axes = plt.subplots(
+            2,
+            len(_SHOWN),
+            figsize=(15, 3.2 + height),
+            height_ratios=(3.2, height),
+            sharex="col",
+            squeeze=False,
+            constrained_layout=True,
+        )
+        for column, (quantity, (title, large_is_bad)) in enumerate(_SHOWN.items()):
+            table = self.values(quantity).double().masked_fill(~self.values(quantity).isfinite(), torch.nan)
+            axes[0, column].set_title(title, fontsize=11)
+            self._draw_summary(axes[0, column], table, names, large_is_bad)
+            image = self._draw_classes(axes[1, column], table, names)
+            axes[1, column].set_xlabel("step")
+            figure.colorbar(image, ax=axes[1, column], pad=0.01)
+        figure.savefig(path, dpi=110)
         plt.close(figure)
+
+    def _draw_summary(self, axis: Any, table: Tensor, names: list[str], large_is_bad: bool) -> None:
+        steps = torch.tensor(self.steps)
+        low, middle, high = (table.nanquantile(q, 1).numpy() for q in (0.1, 0.5, 0.9))
+        axis.fill_between(self.steps, low, high, color="0.85", label="10 to 90 % of classes")
+        axis.plot(self.steps, middle, color="0.25", linewidth=2, label="median")
+        recent = table[len(table) * 3 // 4 :].nanmedian(0).values
+        badness = (recent if large_is_bad else -recent).nan_to_num(-torch.inf)
+        for color, k in zip(("C3", "C1", "C0"), badness.argsort(descending=True).tolist(), strict=False):
+            there = ~table[:, k].isnan()
+            label = names[k] if self.class_names else f"class {k}"
+            if there.any():
+                axis.plot(steps[there].numpy(), table[there, k].numpy(), color=color, linewidth=1, label=label)
+        axis.legend(fontsize=8, framealpha=0.6)
+        axis.grid(alpha=0.3)
+
+    def _draw_classes(self, axis: Any, table: Tensor, names: list[str]) -> Any:
+        steps = torch.tensor(self.steps, dtype=torch.float64)
+        middles = (steps[1:] + steps[:-1]) / 2 if len(steps) > 1 else steps + 0.5
+        edges = torch.cat([2 * steps[:1] - middles[:1], middles, 2 * steps[-1:] - middles[-1:]])
+        edges = edges[: len(steps) + 1]
+        image = axis.pcolormesh(edges.numpy(), range(len(names) + 1), table.T.numpy(), rasterized=True)
+        axis.set_facecolor("0.9")
+        axis.invert_yaxis()
+        if len(names) <= _NAMED:
+            axis.set_yticks([k + 0.5 for k in range(len(names))], names, fontsize=8)
+        else:
+            axis.set_ylabel("class")
+        return image
 
 
 def save_cosine_matrix(
@@ -97,15 +135,21 @@ def save_cosine_matrix(
     cosines = (unit @ unit.T).fill_diagonal_(torch.nan)
     names = _names(class_names, len(cosines))
     plt = _pyplot()
-    figure, axis = plt.subplots(figsize=(6, 5), constrained_layout=True)
-    limit = float(cosines.nan_to_num(0).abs().max().clamp(min=1e-3))
-    image = axis.imshow(cosines, cmap="RdBu_r", vmin=-limit, vmax=limit)
-    if len(names) <= 30:
-        axis.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
-        axis.set_yticks(range(len(names)), names, fontsize=7)
-    axis.set_title("cosines between prototypes", fontsize=10)
-    figure.colorbar(image)
-    figure.savefig(path, dpi=120)
+    side = 0.17 * min(max(len(names), 20), _NAMED) + 1
+    figure, axis = plt.subplots(figsize=(side + 2.2, side + 1.2), constrained_layout=True)
+    limit = max(0.2, float(cosines.nan_to_num(0).abs().max()))
+    image = axis.imshow(cosines.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit)
+    axis.set_facecolor("0.6")
+    if len(names) <= _NAMED:
+        axis.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
+        axis.set_yticks(range(len(names)), names, fontsize=8)
+    title = f"cosines of {len(names)} prototypes in {prototypes.shape[1]} dimensions"
+    if len(names) > 1:
+        certificate = prototype_certificate(prototypes)
+        title += f"\nlargest {certificate.largest_cosine:.4f}, lower bound {certificate.lower_bound:.4f} ({certificate.bound})"
+    axis.set_title(title, fontsize=10)
+    figure.colorbar(image, shrink=0.8)
+    figure.savefig(path, dpi=110)
     plt.close(figure)
 
 

@@ -92,10 +92,9 @@ def proac_loss(
 ) -> Tensor | tuple[Tensor, ProACStats]:
     r"""Prototype-anchor contrast: each class prototype against its own pixels and the pixels of all other classes.
 
-    With :math:`S_{ki}` the cosine of prototype k and pixel i over the temperature,
+    With S_ki the cosine of prototype k and pixel i over the temperature, P_k the pixels of class k and N_k its negatives::
 
-    .. math:: L_k = \frac{1}{W_k} \sum_{i \in P_k} w_i \,\mathrm{softplus}\Bigl(
-              \log \sum_{j \in N_k} w_j e^{S_{kj}} - S_{ki}\Bigr),
+        L_k = (1/W_k) sum_{i in P_k} w_i softplus(log Z_k - S_ki),    log Z_k = log sum_{j in N_k} w_j exp(S_kj)
 
     averaged over the classes that are present. Add it to cross-entropy: ``total = ce + 0.1 * proac``.
     The value grows like the logarithm of the number of negatives.

@@ -98,7 +98,7 @@ class ProACLoss(nn.Module):
     def forward(
         self, features: Tensor, labels: Tensor, pixel_weight: Tensor | None = None
     ) -> Tensor | tuple[Tensor, ProACStats]:
-        """The loss of (B, D, *spatial) features and (B, *any size) labels; see :func:`proac_loss`."""
+        r"""The loss of (B, D, \*spatial) features and (B, \*any size) labels; see :func:`proac_loss`."""
         return proac_loss(
             features,
             labels,

@@ -1,7 +1,13 @@
 #!/usr/bin/env bash
 # Builds the kernels with AddressSanitizer and UndefinedBehaviorSanitizer in a folder of its own, and runs their tests.
 # PYTHON names the interpreter of an environment with torch, pytest and ninja; arguments go to pytest.
+# With "--fuzz SECONDS" in front, the fuzzer runs instead, for so long on each instruction set; arguments go to it.
 set -euo pipefail
+fuzz=
+if [ "${1:-}" = --fuzz ]; then
+  fuzz=$2
+  shift 2
+fi
 cd "$(dirname "$0")/.."
 python=$(command -v "${PYTHON:-python}")
 work=$(mktemp -d)
@@ -22,6 +28,10 @@ for isa in ${PROAC_SANITIZE_ISA:-baseline avx2 avx512 amx}; do
     continue
   fi
   echo "$isa"
+  if [ -n "$fuzz" ]; then
+    PROAC_CPU_ISA=$isa "$python" tests/fuzz.py --backend cpp --seconds "$fuzz" "$@"
+    continue
+  fi
   PROAC_CPU_ISA=$isa "$python" -m pytest -q -p no:cacheprovider --backend cpp -k "not memory and not instruction_set" \
     "$@" tests/test_cpp_kernels.py tests/test_against_oracle.py tests/test_behaviour.py
 done

@@ -41,10 +41,14 @@ def test_one_class_only(backend, options):
     assert stats.log_z[3] == -torch.inf and stats.hardest_negative_cosine[3].isnan()
 
 
-@pytest.mark.parametrize("shape", [(0, 16, 6, 7), (2, 16, 0, 7)], ids=str)
-def test_no_pixels(backend, shape):
-    x = torch.zeros(shape, device=backend.device, requires_grad=True)
-    labels = torch.zeros(shape[0], 0 if shape[2] == 0 else 6, 7, dtype=torch.int64)
+@pytest.mark.parametrize("permuted", [False, True], ids=["contiguous", "permuted"])
+@pytest.mark.parametrize("shape", [(0, 16, 6, 7), (2, 16, 0, 7), (2, 16, 7, 0), (2, 16, 3, 0, 4)], ids=str)
+def test_no_pixels(backend, shape, permuted):
+    x = torch.zeros(shape, device=backend.device)
+    if permuted:  # the strides of a tensor without elements mean nothing
+        x = torch.zeros(shape[::-1], device=backend.device).permute(*range(len(shape))[::-1])
+    x.requires_grad_()
+    labels = torch.zeros(shape[0], *shape[2:], dtype=torch.int64)
     loss = run(backend, x, labels, torch.eye(3, 16, device=backend.device), {})
     loss.backward()
     assert loss.item() == 0 and x.grad.shape == x.shape

@@ -61,14 +61,15 @@ inline int64_t pixels_per_image(const Tensor& features, int64_t first_axis) {
   return pixels;
 }
 
-// The view of (B, D, *spatial) features, if their spatial axes collapse into one stride. Axes of size 1 have strides that
-// mean nothing.
+// The view of (B, D, *spatial) features, if their spatial axes collapse into one stride. Strides of axes of size 1, and of
+// tensors without elements, mean nothing.
 inline bool view_features(const Tensor& features, FeatureView* view) {
   view->channels = features.size(1);
   view->channel_stride = features.size(1) == 1 ? 1 : features.stride(1);
   view->batch_stride = features.stride(0);
   view->pixels = pixels_per_image(features, 2);
   view->pixel_stride = 1;
+  if (view->pixels == 0 || features.size(0) == 0) return true;
   int64_t expected = -1;
   for (int64_t axis = features.dim() - 1; axis >= 2; --axis) {
     if (features.size(axis) == 1) continue;

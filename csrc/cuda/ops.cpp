@@ -61,8 +61,9 @@ std::vector<int64_t> strides(const Tensor& tensor) {
   return {all.begin(), all.end()};
 }
 
-// Whether the spatial axes collapse into one stride, so that a kernel can walk them.
+// Whether the spatial axes collapse into one stride, so that a kernel can walk them; where there is nothing to walk, they do.
 bool collapses(const Tensor& features) {
+  if (features.numel() == 0) return true;
   int64_t expected = -1;
   for (int64_t axis = features.dim() - 1; axis >= 2; --axis) {
     if (features.size(axis) == 1) continue;

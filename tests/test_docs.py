@@ -1,0 +1,39 @@
+"""The documentation: its Python is run, and the site builds without a warning."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted(path for path in (ROOT / "docs").rglob("*.md") if "```python\n" in path.read_text())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_code_of_a_page_runs(page):
+    """One block after the other, as a reader would paste them."""
+    code = "\n".join(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
+    if "torchvision" in code:
+        pytest.importorskip("torchvision")
+    exec(compile(code, str(page), "exec"), {})
+
+
+@pytest.mark.slow
+def test_site_builds_without_a_warning(tmp_path):
+    missing = [
+        name for name in ("sphinx", "myst_parser", "furo", "sphinx_copybutton") if not importlib.util.find_spec(name)
+    ]
+    if missing:
+        pytest.skip(f"not installed: {', '.join(missing)}; pip install '.[docs]'")
+    ran = subprocess.run(
+        [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", ROOT / "docs", tmp_path],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
