@@ -1,0 +1,82 @@
+"""The results of a run: in memory, as JSON with one row a line, and as CSV."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .roof import PASSES
+
+FORMAT = 1
+Row = dict[str, Any]
+
+
+@dataclass
+class Results:
+    """``rows``: one for each contestant on each problem. ``left_out``: (sweep, problem, contestant) without one, and why."""
+
+    machine: dict[str, Any]
+    rates: dict[str, Any] = field(default_factory=dict)
+    method: dict[str, Any] = field(default_factory=dict)
+    rows: list[Row] = field(default_factory=list)
+    left_out: list[Row] = field(default_factory=list)
+    exchange: list[Row] = field(default_factory=list)
+    training_step: Row = field(default_factory=dict)
+
+    def leave_out(self, sweep: str, name: str, contestant: str, reason: str) -> None:
+        self.left_out.append({"sweep": sweep, "name": name, "contestant": contestant, "reason": reason})
+
+    def find(self, sweep: str, name: str, contestant: str, mode: str = "eager") -> Row | None:
+        wanted = (sweep, name, contestant, mode)
+        return next((r for r in self.rows if (r["sweep"], r["name"], r["contestant"], r["mode"]) == wanted), None)
+
+    def write(self, path: Path) -> None:
+        """``path``, and beside it a .csv with a line for each pass of each row."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        parts = [f'"format": {FORMAT}']
+        for name in ("machine", "rates", "method", "training_step"):
+            parts.append(f'"{name}": {json.dumps(getattr(self, name), indent=1)}')
+        for name in ("rows", "left_out", "exchange"):
+            lines = ",\n".join(json.dumps(_rounded(row)) for row in getattr(self, name))
+            parts.append(f'"{name}": [\n{lines}\n]')
+        path.write_text("{\n" + ",\n".join(parts) + "\n}\n")
+        self._write_csv(path.with_suffix(".csv"))
+
+    def _write_csv(self, path: Path) -> None:
+        lines = []
+        for row in self.rows:
+            common = {key: value for key, value in _rounded(row).items() if key not in PASSES}
+            common["shape"] = "x".join(map(str, row["shape"]))
+            lines += [{**common, "pass": which, **_rounded(row)[which]} for which in PASSES]
+        lines = [{**line, **self._origin()} for line in lines]
+        columns = list(dict.fromkeys(key for line in lines for key in line))
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(lines)
+
+    def _origin(self) -> dict[str, str]:
+        names = ("cpu", "cpu_flags", "threads", "torch", "commit", "device")
+        return {name: _plain(self.machine[name]) for name in names}
+
+    @staticmethod
+    def read(path: Path) -> Results:
+        """Raises ValueError for a file of another format."""
+        values = json.loads(path.read_text())
+        if values.pop("format", None) != FORMAT:
+            raise ValueError(f"{path} was not written by this version of the suite")
+        return Results(**values)
+
+
+def _plain(value: Any) -> str:
+    return " ".join(value) if isinstance(value, list) else str(value)
+
+
+def _rounded(value: Any) -> Any:
+    """Floats to four digits, which is more than any of them is worth."""
+    if isinstance(value, dict):
+        return {key: _rounded(part) for key, part in value.items()}
+    return float(f"{value:.4g}") if isinstance(value, float) else value
