@@ -98,7 +98,13 @@ def measure(arguments: argparse.Namespace, console: Console) -> Results:
 
         cap = int(arguments.memory_cap * 2**30)
         runner = Runner(plan, arguments.device, arguments.threads, cap, arguments.clock == "cpu", report)
-        results = runner.run() if plan.sweeps else runner.results
+        results = runner.results
+        try:
+            if plan.sweeps:
+                runner.run()
+        except KeyboardInterrupt:
+            console.print("interrupted: what was measured so far is kept")
+            return results
         if "exchange" in extras:
             report("bytes exchanged between two processes")
             results.exchange = exchange.measure()

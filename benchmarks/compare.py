@@ -3,8 +3,8 @@
     python benchmarks/compare.py old.json new.json [--tolerance 0.05]
 
 A row got slower where the median grew by more than the tolerance and the quartiles lie apart: the new lower one is above the
-old upper one. Memory of the allocator has no noise: 1 % more is more. Exits with 1 where something got worse, and with 2
-where a row of the old run is missing from the new one.
+old upper one; rows of fewer than three calls have no spread and are passed over. Memory of the allocator has no noise: 1 % more
+is more. Exits with 1 where something got worse, and with 2 where a row of the old run is missing from the new one.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 KEY = ("sweep", "name", "contestant", "mode", "dtype")
 MEMORY_TOLERANCE = 0.01
+LEAST_RUNS = 3  # fewer have no spread to speak of
 
 
 class Change(NamedTuple):
@@ -43,6 +44,8 @@ def changes(old: dict[str, Any], new: dict[str, Any], tolerance: float) -> Itera
         then, name = before[key], ", ".join(key)
         for which in ("forward", "backward", "both"):
             a, b = then[which], now[which]
+            if min(a["runs"], b["runs"]) < LEAST_RUNS:
+                continue
             slower = b["lower_ms"] > a["upper_ms"] and b["median_ms"] > a["median_ms"] * (1 + tolerance)
             faster = b["upper_ms"] < a["lower_ms"] and a["median_ms"] > b["median_ms"] * (1 + tolerance)
             if slower or faster:

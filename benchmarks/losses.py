@@ -193,7 +193,7 @@ class Contestant:
     is_proac: bool = False  #: computes the ProAC loss, and must agree with the reference
     backend: str = ""  #: of proac_cuda
     samples: bool = False  #: knows num_negatives
-    draws: bool = False  #: draws random numbers of its own, which its accuracy is not to depend on
+    synchronises: bool = False  #: with the host: it cannot be captured in a CUDA graph
     compiled: bool = False  #: by torch.compile: a first call takes seconds or minutes
     needs: str = ""  #: a package
     matrices: int = 4  #: of pixels x (channels + classes), held at once; for the estimate that keeps to the memory cap
@@ -236,7 +236,9 @@ CONTESTANTS = {
         _of_backend("cuda", "proac_cuda, CUDA kernels"),
         _of_backend("triton", "proac_cuda, Triton kernels"),
         _of_backend("reference", "proac_cuda, plain PyTorch reference"),
-        Contestant("port", "published loss, literal eager port", lambda _: literal_port, is_proac=True),
+        Contestant(
+            "port", "published loss, literal eager port", lambda _: literal_port, is_proac=True, synchronises=True
+        ),
         Contestant("eager", "ProAC, leanest vectorised eager", lambda _: lean_expression, is_proac=True),
         Contestant(
             "compiled",
@@ -257,7 +259,7 @@ CONTESTANTS = {
             "sampled contrast",
             f"pixel contrast of {ANCHORS} sampled anchors",
             lambda _: sampled_pixel_contrast,
-            draws=True,
+            synchronises=True,
             matrices=2,
         ),
         Contestant(
@@ -265,6 +267,7 @@ CONTESTANTS = {
             "pytorch-metric-learning, ProxyAnchorLoss",
             _metric_learning("ProxyAnchorLoss"),
             needs="pytorch_metric_learning",
+            synchronises=True,
             matrices=8,
         ),
         Contestant(
@@ -272,6 +275,7 @@ CONTESTANTS = {
             "pytorch-metric-learning, SupConLoss",
             _metric_learning("SupConLoss"),
             needs="pytorch_metric_learning",
+            synchronises=True,
             square_matrices=8,
         ),
         Contestant(FLOOR, "floor: features.sum(), then features.clone()", _floor, samples=True, matrices=1),

@@ -41,7 +41,8 @@ class Runner:
         self.speed: dict[str, float] = {}  # of each contestant: seconds for its unit of work, on the last problem
         self.results = Results(machine=describe(device, threads))
 
-    def run(self) -> Results:
+    def run(self) -> None:
+        """Measure everything; an interrupted run leaves what it has in ``results``."""
         dtypes = {problem.dtype for sweep in self.plan.sweeps for problem in sweep.problems}
         self.report("measuring the machine's copy bandwidth and matrix products")
         repeats = 9 if self.plan.fast.least > 3 else 3
@@ -59,7 +60,6 @@ class Runner:
                 self.report(f"{sweep.name}: {problem.name}")
                 self.time_problem(sweep, problem)
         self.measure_memory()
-        return self.results
 
     def time_problem(self, sweep: Sweep, problem: Problem) -> None:
         """Every contestant's rows on one problem, or the reason why there are none."""
@@ -67,6 +67,7 @@ class Runner:
         truth: dict[str, Any] = {}
         calls: dict[str, Call] = {}
         seconds: dict[str, float] = {}
+        times: dict[str, list[list[float]]] = {}
         errors: dict[str, dict[str, float | None]] = {}
         for name in sweep.contestants:
             contestant = CONTESTANTS[name]
@@ -75,9 +76,10 @@ class Runner:
                 try:
                     call = Call(contestant.make(problem), inputs, self.clock)
                     errors[name] = self._errors(contestant, problem, call.loss, inputs, truth)
-                    first = sum(call.measure())
-                    # The first call of a fast one is no guide: it fetches memory, or compiles.
-                    seconds[name] = first if first > self.plan.SLOW_CALL else sum(call.measure())
+                    first = call.measure()
+                    slow = sum(first) > self.plan.SLOW_CALL
+                    times[name] = [first] if slow else []
+                    seconds[name] = sum(first if slow else call.measure())  # a fast one's first call fetches memory
                     self.speed[name] = seconds[name] / contestant.work(problem)
                     calls[name] = call
                 except (RuntimeError, MemoryError, NotImplementedError, ValueError, TypeError) as error:
@@ -87,10 +89,9 @@ class Runner:
         truth.clear()
         before = len(self.results.rows)
         for group in by_speed(seconds):
-            runs = {name: self.plan.effort(seconds[name]).runs(seconds[name]) for name in group}
-            times = alternate({name: calls[name].measure for name in group}, runs)
-            for name in group:
-                self._add_row(sweep, problem, name, "eager", times[name], errors[name])
+            runs = {name: self.plan.effort(seconds[name]).runs(seconds[name]) - len(times[name]) for name in group}
+            for name, measured in alternate({name: calls[name].measure for name in group}, runs).items():
+                self._add_row(sweep, problem, name, "eager", times[name] + measured, errors[name])
         order = list(CONTESTANTS)
         self.results.rows[before:] = sorted(self.results.rows[before:], key=lambda row: order.index(row["contestant"]))
         if isinstance(self.clock, CudaClock):
@@ -104,11 +105,14 @@ class Runner:
         """The contestants that can be captured, once more out of CUDA graphs."""
         graphs = {}
         for name, call in calls.items():
-            try:
-                graphs[name] = GraphCall(call.loss, inputs, self.clock)
-            except RuntimeError as error:
-                reason = f"no CUDA graph: {str(error).splitlines()[0]}"
-                self.results.leave_out(sweep.name, problem.name, name, reason)
+            reason = "it synchronises with the host" if CONTESTANTS[name].synchronises else None
+            if reason is None:
+                try:
+                    graphs[name] = GraphCall(call.loss, inputs, self.clock)
+                except RuntimeError as error:
+                    reason = str(error).splitlines()[0]
+            if reason is not None:
+                self.results.leave_out(sweep.name, problem.name, name, f"no CUDA graph: {reason}")
         runs = {name: self.plan.fast.runs(sum(graph.measure())) for name, graph in graphs.items()}
         times = alternate({name: graph.measure for name, graph in graphs.items()}, runs)
         for name, measured in times.items():

@@ -155,7 +155,7 @@ def alternate(calls: dict[str, Callable[[], list[float]]], runs: dict[str, int])
     rounds = max(runs.values(), default=0)
     for i in range(rounds):
         for name in list(calls) if i % 2 == 0 else reversed(calls):
-            if i == 0 or i * runs[name] // rounds > (i - 1) * runs[name] // rounds:
+            if -(-(i + 1) * runs[name] // rounds) > -(-i * runs[name] // rounds):
                 results[name].append(calls[name]())
     return results
 

@@ -96,6 +96,17 @@ def test_sampled_contrast_takes_equally_many_of_each_class_in_each_image():
     assert not touched[labels == IGNORED].any()
 
 
+@pytest.mark.parametrize("name", [n for n, c in CONTESTANTS.items() if not c.is_proac and n != FLOOR])
+def test_others_ignore_the_same_pixels(name):
+    if reason := CONTESTANTS[name].why_not(SMALL, "cpu"):
+        pytest.skip(reason)
+    features, labels, prototypes = Inputs(SMALL).next()
+    CONTESTANTS[name].make(SMALL)(features, labels, prototypes).backward()
+    ignored = labels == IGNORED
+    gradient = features.grad.movedim(1, -1)
+    assert ignored.any() and (gradient[ignored] == 0).all() and gradient[~ignored].abs().sum(-1).all()
+
+
 def test_reasons_name_what_is_missing(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert "pytorch-metric-learning is not installed" in CONTESTANTS["SupCon"].why_not(SMALL, "cpu")
@@ -151,6 +162,8 @@ def test_contestants_alternate_in_both_orders():
     results = alternate(calls, {"a": 4, "b": 4, "c": 2})
     assert "".join(order) == "abc" + "ba" + "abc" + "ba"
     assert [len(results[name]) for name in "abc"] == [4, 4, 2]
+    assert alternate(calls, {"a": 1, "b": 3, "c": 0}).keys() == calls.keys()
+    assert [len(found) for found in alternate(calls, {"a": 1, "b": 3, "c": 0}).values()] == [1, 3, 0]
 
 
 def test_slow_contestants_run_apart():
@@ -391,7 +404,7 @@ def test_comparison_finds_what_moved_beyond_the_noise(tiny, tmp_path):
     for results, ms in ((old, 1.0), (new, 1.0)):
         for row in results["rows"]:
             for which in roof.PASSES:
-                row[which] |= {"median_ms": ms, "lower_ms": 0.9 * ms, "upper_ms": 1.1 * ms}
+                row[which] |= {"median_ms": ms, "lower_ms": 0.9 * ms, "upper_ms": 1.1 * ms, "runs": 5}
 
     def exit_code(changed) -> tuple[int, str]:
         paths = []
@@ -408,6 +421,7 @@ def test_comparison_finds_what_moved_beyond_the_noise(tiny, tmp_path):
     assert exit_code(within_noise)[0] == 0
     slower = copy.deepcopy(new)
     slower["rows"][0]["both"] |= {"median_ms": 1.3, "lower_ms": 1.2, "upper_ms": 1.4}
+    slower["rows"][1]["both"] |= {"median_ms": 9.0, "lower_ms": 9.0, "upper_ms": 9.0, "runs": 1}  # once is no evidence
     code, text = exit_code(slower)
     assert code == 1 and "1 worse" in text and "1.30x" in text
     heavier = copy.deepcopy(new)
