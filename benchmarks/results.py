@@ -34,7 +34,7 @@ class Results:
         return next((r for r in self.rows if (r["sweep"], r["name"], r["contestant"], r["mode"]) == wanted), None)
 
     def write(self, path: Path) -> None:
-        """``path``, and beside it a .csv with a line for each pass of each row."""
+        """``path``, and beside it a .csv: the machine in comments (#), then a line for each pass of each row."""
         path.parent.mkdir(parents=True, exist_ok=True)
         parts = [f'"format": {FORMAT}']
         for name in ("machine", "rates", "method", "training_step"):
@@ -51,16 +51,14 @@ class Results:
             common = {key: value for key, value in _rounded(row).items() if key not in PASSES}
             common["shape"] = "x".join(map(str, row["shape"]))
             lines += [{**common, "pass": which, **_rounded(row)[which]} for which in PASSES]
-        lines = [{**line, **self._origin()} for line in lines]
         columns = list(dict.fromkeys(key for line in lines for key in line))
         with path.open("w", newline="") as file:
+            for name in ("cpu", "cpu_flags", "cores", "threads", "torch", "commit", "device", "date"):
+                value = self.machine[name]
+                file.write(f"# {name}: {' '.join(value) if isinstance(value, list) else value}\n")
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(lines)
-
-    def _origin(self) -> dict[str, str]:
-        names = ("cpu", "cpu_flags", "threads", "torch", "commit", "device")
-        return {name: _plain(self.machine[name]) for name in names}
 
     @staticmethod
     def read(path: Path) -> Results:
@@ -69,10 +67,6 @@ class Results:
         if values.pop("format", None) != FORMAT:
             raise ValueError(f"{path} was not written by this version of the suite")
         return Results(**values)
-
-
-def _plain(value: Any) -> str:
-    return " ".join(value) if isinstance(value, list) else str(value)
 
 
 def _rounded(value: Any) -> Any:

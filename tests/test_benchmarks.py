@@ -358,7 +358,9 @@ def test_command_line_end_to_end(tiny):
         if CONTESTANTS[row["contestant"]].is_proac:
             assert row["gradient_error"] < 4e-5
     lines = tiny.with_suffix(".csv").read_text().splitlines()
-    assert len(lines) == 1 + 3 * len(results.rows)
+    comments = [line for line in lines if line.startswith("# ")]
+    assert len(lines) - len(comments) == 1 + 3 * len(results.rows)
+    assert f"# torch: {torch.__version__}" in comments
     for picture in ("time", "memory"):
         assert tiny.with_name(f"cpu_{picture}.png").stat().st_size > 10_000
 
