@@ -49,7 +49,7 @@ COLOURS = {
 
 def draw(results: Results, path: Path) -> None:
     """PNG files beside ``path``, for the sweeps that were measured."""
-    rows = [row for row in results.rows if row["sweep"] == "pixels" and row["mode"] == "eager"]
+    rows = [row for row in results.rows if row["sweep"] == "pixels" and row["mode"] == "call"]
     if rows:
         title = f"D = {rows[0]['shape'][1]}, K = {rows[0]['classes']}, {rows[0]['dtype']}, forward + backward\n"
         for name, label, value in (
@@ -134,7 +134,7 @@ def _apart(heights: list[float], gap: float) -> list[float]:
 def _roofline(results: Results, path: Path) -> None:
     """Flop/s over flop per byte of the own backends' rows, under the machine's bandwidth and products."""
     figure, axes = plt.subplots(figsize=(9, 6))
-    own = [row for row in results.rows if row["contestant"] in OWN and row["mode"] == "eager"]
+    own = [row for row in results.rows if row["contestant"] in OWN and row["mode"] == "call"]
     own = [row for row in own if row["dtype"] == "float32" and row["num_negatives"] is None]
     copy, rate = results.rates["copy"], results.rates["products"].get("float32")
     if not own or not rate:

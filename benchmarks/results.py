@@ -16,7 +16,10 @@ Row = dict[str, Any]
 
 @dataclass
 class Results:
-    """``rows``: one for each contestant on each problem. ``left_out``: (sweep, problem, contestant) without one, and why."""
+    """``rows``: one for each contestant on each problem, for ordinary calls (mode "call") and out of CUDA graphs ("graph").
+
+    ``left_out``: (sweep, problem, contestant) without one, and why.
+    """
 
     machine: dict[str, Any]
     rates: dict[str, Any] = field(default_factory=dict)
@@ -29,7 +32,7 @@ class Results:
     def leave_out(self, sweep: str, name: str, contestant: str, reason: str) -> None:
         self.left_out.append({"sweep": sweep, "name": name, "contestant": contestant, "reason": reason})
 
-    def find(self, sweep: str, name: str, contestant: str, mode: str = "eager") -> Row | None:
+    def find(self, sweep: str, name: str, contestant: str, mode: str = "call") -> Row | None:
         wanted = (sweep, name, contestant, mode)
         return next((r for r in self.rows if (r["sweep"], r["name"], r["contestant"], r["mode"]) == wanted), None)
 

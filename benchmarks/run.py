@@ -91,7 +91,7 @@ class Runner:
         for group in by_speed(seconds):
             runs = {name: self.plan.effort(seconds[name]).runs(seconds[name]) - len(times[name]) for name in group}
             for name, measured in alternate({name: calls[name].measure for name in group}, runs).items():
-                self._add_row(sweep, problem, name, "eager", times[name] + measured, errors[name])
+                self._add_row(sweep, problem, name, "call", times[name] + measured, errors[name])
         order = list(CONTESTANTS)
         self.results.rows[before:] = sorted(self.results.rows[before:], key=lambda row: order.index(row["contestant"]))
         if isinstance(self.clock, CudaClock):
@@ -185,7 +185,7 @@ class Runner:
                 row
                 for row in self.results.rows
                 if row["contestant"] == name
-                and row["mode"] == "eager"
+                and row["mode"] == "call"
                 and (contestant.backend or row["sweep"] in everyone)
             ]
             if not rows:
@@ -193,7 +193,12 @@ class Runner:
             self.report(f"memory: {name}")
             keys = [field.name for field in dataclasses.fields(Problem)]
             problems = [{**{k: row[k] for k in keys}, "seconds": row["both"]["median_ms"] / 1e3} for row in rows]
-            measured = in_fresh_process(name, problems, self.device, self.threads)
+            try:
+                measured = in_fresh_process(name, problems, self.device, self.threads)
+            except RuntimeError as error:
+                for row in rows:
+                    self.results.leave_out(row["sweep"], row["name"], name, f"no memory figure: {error}")
+                continue
             for row, memory in zip(rows, measured, strict=True):
                 row |= memory
 

@@ -55,7 +55,7 @@ def show(results: Results, console: Console) -> None:
             both = row["both"]
             table.add_row(
                 "" if before == row["name"] else row["name"],
-                row["contestant"] + ("" if row["mode"] == "eager" else ", graph"),
+                row["contestant"] + ("" if row["mode"] == "call" else ", graph"),
                 *(time(milliseconds(row, which)) for which in ("forward", "backward", "both")),
                 f"{both['lower_ms']:.3g} to {both['upper_ms']:.3g}",
                 str(both["runs"]),
@@ -131,11 +131,11 @@ def _wrapped(text: str) -> str:
 
 
 def _crops(results: Results) -> str:
-    rows = [row for row in results.rows if row["sweep"] == "crops" and row["mode"] == "eager"]
+    rows = [row for row in results.rows if row["sweep"] == "crops" and row["mode"] == "call"]
     problems = {row["name"]: row for row in rows}
     heads = (f"{name} {tuple(row['shape'])}, K = {row['classes']}" for name, row in problems.items())
     lines = [f"| forward + backward, peak memory | {' | '.join(heads)} |", "|---" * (1 + len(problems)) + "|"]
-    reasons: dict[str, list[str]] = {}
+    absent = []
     for name, contestant in CONTESTANTS.items():
         cells = []
         for problem in problems:
@@ -143,13 +143,13 @@ def _crops(results: Results) -> str:
             cells.append(f"{time(milliseconds(row))}, {size(row.get('peak_extra_bytes'))}" if row else "-")
         if set(cells) != {"-"}:
             lines.append(f"| {contestant.what} | {' | '.join(cells)} |")
-        for entry in results.left_out:
-            if entry["sweep"] == "crops" and entry["contestant"] == name:
-                reasons.setdefault(entry["reason"], []).append(f"{contestant.what} on {entry['name']}")
+        entries = [e for e in results.left_out if (e["sweep"], e["contestant"]) == ("crops", name)]
+        if entries:
+            where = entries[0]["name"] if len(entries) < len(problems) else "every crop"
+            absent.append(f"{contestant.what} on {where} ({entries[0]['reason']})")
     text = "\n".join(lines)
-    if reasons:
-        listed = (f"{places[0]}{' and elsewhere' * (len(places) > 1)}: {reason}" for reason, places in reasons.items())
-        text += "\n\n" + _wrapped(f"Not measured: {'; '.join(listed)}.")
+    if absent:
+        text += "\n\n" + _wrapped(f"Not measured: {'; '.join(absent)}.")
     return text + _largest(results)
 
 

@@ -308,6 +308,25 @@ def test_what_cannot_run_is_listed_with_its_reason():
     assert timed | reasons.keys() == everything and not timed & reasons.keys()
 
 
+def test_a_process_that_dies_costs_its_memory_figures_alone(monkeypatch):
+    def dies(*arguments):
+        raise RuntimeError("the process ended with -9")
+
+    monkeypatch.setattr("benchmarks.run.in_fresh_process", dies)
+    runner = Runner(PLANS["tiny"](), "cpu", 1, memory_cap=1 << 30, process_time=False, report=lambda text: None)
+    row = {
+        **dataclasses.asdict(SMALL),
+        "sweep": "crops",
+        "contestant": "cpp",
+        "mode": "call",
+        "both": {"median_ms": 1.0},
+    }
+    runner.results.rows.append(row)
+    runner.measure_memory()
+    assert runner.results.left_out[0]["reason"] == "no memory figure: the process ended with -9"
+    assert "peak_extra_bytes" not in row
+
+
 def test_options_choose_sweeps_backends_and_dtypes():
     arguments = parser().parse_args(["run", "--sweep", "pixels", "dtypes", "--backend", "cpp", "--dtype", "bfloat16"])
     plan = selected(PLANS["full"](), arguments)
@@ -385,7 +404,7 @@ def test_readme_is_current():
 
 def test_ratios():
     def row(sweep, name, contestant, ms):
-        return {"sweep": sweep, "name": name, "contestant": contestant, "mode": "eager", "both": {"median_ms": ms}} | {
+        return {"sweep": sweep, "name": name, "contestant": contestant, "mode": "call", "both": {"median_ms": ms}} | {
             "forward": {"median_ms": ms / 4},
             "pixels": 10,
             "shape": [1, 2, 10],
