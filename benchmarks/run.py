@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ import proac_cuda
 from .losses import CONTESTANTS, FLOOR, Contestant, Loss
 from .machine import describe, last_level_cache
 from .memory import in_fresh_process
-from .problems import IGNORED, TEMPERATURE, Inputs, Problem
+from .problems import IGNORED, TEMPERATURE, Arguments, Inputs, Problem
 from .results import Results
 from .roof import PASSES, Rates, least_bytes, measure_rates
 from .sweeps import Plan, Sweep
@@ -75,11 +75,11 @@ class Runner:
             if reason is None:
                 try:
                     call = Call(contestant.make(problem), inputs, self.clock)
-                    errors[name] = self._errors(contestant, problem, call.loss, inputs, truth)
-                    first = call.measure()
-                    slow = sum(first) > self.plan.SLOW_CALL
+                    first, errors[name] = self._first_call(contestant, problem, call, truth)
+                    # The first call of a fast one fetches memory, that of a compiled one compiles.
+                    slow = sum(first) > self.plan.SLOW_CALL and not contestant.compiled
                     times[name] = [first] if slow else []
-                    seconds[name] = sum(first if slow else call.measure())  # a fast one's first call fetches memory
+                    seconds[name] = sum(first if slow else call.measure())
                     self.speed[name] = seconds[name] / contestant.work(problem)
                     calls[name] = call
                 except (RuntimeError, MemoryError, NotImplementedError, ValueError, TypeError) as error:
@@ -128,33 +128,30 @@ class Runner:
             return f"about {seconds:.0f} s a call, above the limit of {self.plan.slowest:g} s"
         return None
 
-    def _errors(
-        self, contestant: Contestant, problem: Problem, loss: Loss, inputs: Inputs, truth: dict[str, Any]
-    ) -> dict[str, float | None]:
-        """Relative errors of the loss and (L2) of its gradient, on the first input.
+    def _first_call(
+        self, contestant: Contestant, problem: Problem, call: Call, truth: dict[str, Any]
+    ) -> tuple[list[float], dict[str, float | None]]:
+        """Seconds, and relative errors of the loss and (L2) of its gradient, on the first input.
 
         Against the float64 reference for those that compute ProAC, against themselves in float64 for others, where
         that fits into memory.
         """
-        nothing: dict[str, float | None] = {"loss_error": None, "gradient_error": None}
-        if not contestant.is_proac:
-            too_large = 2 * contestant.estimated_bytes(problem) > self.memory_cap
-            if contestant.name == FLOOR or problem.dtype == "float64" or too_large:
-                return nothing
-            expected = self._double(problem, contestant.make(problem), inputs)
-        else:
+        arguments = call.inputs.arguments[0]
+        expected = None
+        if contestant.is_proac:
             if "value" not in truth:
-                truth["value"] = self._double(problem, reference(problem), inputs)
+                truth["value"] = self._double(arguments, reference(problem))
             expected = truth["value"]
-        arguments = inputs.arguments[0]
-        arguments.features.grad = None
+        elif contestant.name != FLOOR and 2 * contestant.estimated_bytes(problem) <= self.memory_cap:
+            expected = self._double(arguments, contestant.make(problem))
         torch.manual_seed(0)
-        value = loss(*arguments)
-        value.backward()
-        return relative_errors((value.detach(), arguments.features.grad), expected)
+        seconds, *found = call.measure_results(arguments)
+        errors = relative_errors(found, expected) if expected else {"loss_error": None, "gradient_error": None}
+        arguments.features.grad = None
+        return seconds, errors
 
-    def _double(self, problem: Problem, loss: Loss, inputs: Inputs) -> tuple[Tensor, Tensor]:
-        features, labels, prototypes = inputs.arguments[0]
+    def _double(self, arguments: Arguments, loss: Loss) -> tuple[Tensor, Tensor]:
+        features, labels, prototypes = arguments
         features = features.detach().double().requires_grad_()
         torch.manual_seed(0)
         value = loss(features, labels, prototypes.double())
@@ -215,16 +212,13 @@ def reference(problem: Problem) -> Loss:
     return loss
 
 
-def relative_errors(
-    found: tuple[Tensor, Tensor | None], expected: tuple[Tensor, Tensor | None]
-) -> dict[str, float | None]:
+def relative_errors(found: Sequence[Tensor], expected: Sequence[Tensor]) -> dict[str, float | None]:
     """Of (loss, gradient); None where the result is not finite."""
 
     def error(a: Tensor, b: Tensor) -> float | None:
         value = ((a.double() - b).norm() / b.norm()).item()
         return value if value == value and value != float("inf") else None
 
-    assert found[1] is not None and expected[1] is not None
     return {"loss_error": error(found[0], expected[0]), "gradient_error": error(found[1], expected[1])}
 
 

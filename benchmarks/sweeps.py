@@ -113,7 +113,7 @@ def full() -> Plan:
             ),
         ),
         fast=Effort(1.2, 5, 20),
-        slow=Effort(4.0, 3, 5),
+        slow=Effort(4.0, 2, 5),
         slowest=30,
         steps=30,
     )

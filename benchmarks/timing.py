@@ -79,18 +79,25 @@ class CudaClock:
 
 
 class Call:
-    """One contestant on one problem: each ``measure()`` takes the next input and gives (forward, backward) in seconds."""
+    """One contestant on one problem."""
 
     def __init__(self, loss: Callable[..., Tensor], inputs: Inputs, clock: Clock) -> None:
         self.loss, self.inputs, self.clock = loss, inputs, clock
         self.value: Tensor | None = None
 
     def measure(self) -> list[float]:
+        """Seconds of (forward, backward) on the next input."""
         arguments = self.inputs.next()
-        seconds = self.clock.time([lambda: self._forward(arguments), lambda: self.value.backward()])
-        self.value = None
+        seconds, _, _ = self.measure_results(arguments)
         arguments.features.grad = None
         return seconds
+
+    def measure_results(self, arguments: Arguments) -> tuple[list[float], Tensor, Tensor]:
+        """The same on a given input, with the loss and its gradient."""
+        arguments.features.grad = None
+        seconds = self.clock.time([lambda: self._forward(arguments), lambda: self.value.backward()])
+        value, self.value = self.value.detach(), None
+        return seconds, value, arguments.features.grad
 
     def _forward(self, arguments: Arguments) -> None:
         self.value = self.loss(*arguments)
