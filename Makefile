@@ -1,10 +1,10 @@
-# Two commands for a newcomer: `make demo` and `make test`. Each makes what it needs, from a fresh clone.
+# Commands for a newcomer: `make demo`, `make test`, `make bench`. Each makes what it needs, from a fresh clone.
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test quick lint docs clean
+.PHONY: demo test quick bench lint docs clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m benchmarks.segmentation demo
@@ -14,6 +14,11 @@ test: $(VENV)/.test
 
 quick: $(VENV)/.test
 	$(BIN)/python -m pytest -q tests
+
+# About a quarter of an hour on two cores, best with nothing else running; `python -m benchmarks --quick` takes three minutes.
+bench: $(VENV)/.bench
+	$(BIN)/python -m benchmarks --output benchmarks/results
+	$(BIN)/python -m benchmarks table
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
@@ -42,6 +47,10 @@ $(VENV)/.test: $(VENV)/.torch $(SOURCES)
 
 $(VENV)/.docs: $(VENV)/.torch $(SOURCES)
 	$(BIN)/pip install --quiet --no-build-isolation --editable ".[docs]"
+	touch $@
+
+$(VENV)/.bench: $(VENV)/.torch $(SOURCES)
+	$(BIN)/pip install --quiet --no-build-isolation --editable ".[bench]"
 	touch $@
 
 clean:

@@ -13,6 +13,7 @@ from PIL import Image
 pytest.importorskip("matplotlib", reason="the demo's packages are not installed: pip install .[demo]")
 pytest.importorskip("rich", reason="the demo's packages are not installed: pip install .[demo]")
 
+from benchmarks.memory import peak_extra_bytes
 from benchmarks.segmentation import __main__ as command_line
 from benchmarks.segmentation import climate
 from benchmarks.segmentation.data import (
@@ -26,7 +27,7 @@ from benchmarks.segmentation.data import (
     folder_splits,
     read_class_names,
 )
-from benchmarks.segmentation.measure import Scores, confusion_matrix, peak_extra_bytes, run_loss
+from benchmarks.segmentation.measure import Scores, confusion_matrix, run_loss
 from benchmarks.segmentation.network import SegmentationNetwork
 from benchmarks.segmentation.report import IGNORED_COLOUR, paint
 from benchmarks.segmentation.train import TrainConfig, cross_entropy, train

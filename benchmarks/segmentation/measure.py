@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 
+from ..memory import peak_extra_bytes
 from .data import IGNORE_INDEX, SegmentationDataset, to_tensor
 from .network import upsample
 
@@ -113,24 +110,3 @@ def loss_memory(loss: Callable[[Tensor], Tensor], source: Tensor) -> LossMemory:
     """Measure a loss on one input, in a call of its own: watching the allocator slows what it watches."""
     peak = peak_extra_bytes(lambda: run_loss(loss, source), str(source.device))
     return LossMemory(peak, source.numel() * source.element_size())
-
-
-def peak_extra_bytes(work: Callable[[], object], device: str = "cpu") -> int:
-    """The most memory that PyTorch's allocator held beyond what it held before, while `work` ran."""
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize(device)
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        work()
-        torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        work()
-    # The trace lists every allocation and release in order; the averages that the profiler prints do not.
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "trace.json"
-        profiler.export_chrome_trace(str(path))
-        events = json.loads(path.read_text())["traceEvents"]
-    changes = sorted((e["ts"], e["args"]["Bytes"]) for e in events if e.get("name") == "[memory]")
-    held = np.cumsum([0, *(size for _, size in changes)])
-    return int(held.max())
