@@ -1,4 +1,4 @@
-"""Command line: `python -m benchmarks.segmentation demo` and `... train` on one's own images."""
+"""Command line, `python -m benchmarks.segmentation`: the demo, training on one's own images, and the study."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 # On the CPU, PyTorch's threads busily wait for each other; where another process holds one of two cores, that made
 # a step 20 times slower. Threads that sleep while they wait do not mind. Read when torch is imported.
@@ -19,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from .climate import STYLES, load_climate
 from .data import DataError, Splits, folder_splits, read_class_names
 from .report import Runs, draw, print_report, write_json
+from .study import ARMS, PLANS, PROTOCOL, SEEDS, Arm, run_study, step_cost
 from .train import StepRecord, TrainConfig, train
 
 DEFAULTS = TrainConfig()
@@ -68,6 +71,20 @@ def parser() -> argparse.ArgumentParser:
         "--crop", type=_positive, nargs=2, metavar=("HEIGHT", "WIDTH"), default=(256, 256), help="(256 256)"
     )
     own.add_argument("--output", type=Path, default=Path("results/train"), help="folder (%(default)s)")
+
+    study = commands.add_parser(
+        "study",
+        help="all losses, domain adaptation and ablations, with several seeds",
+        description="Train what is not yet in OUTPUT/runs.jsonl. It can be stopped at any point and started again, and "
+        "started several times at once on one folder, to use more cores.",
+    )
+    study.add_argument("--plans", choices=PLANS, nargs="+", default=list(PLANS), help="(all)")
+    study.add_argument("--arms", choices=[arm.name for arm in ARMS], nargs="+", help="these alone (all of the plans)")
+    study.add_argument("--seeds", type=int, nargs="+", help="(0 to 4; 0 to 2 for ablations)")
+    study.add_argument("--threads", type=_positive, default=1, help="of each process (%(default)s)")
+    study.add_argument("--device", default="cpu", help="(%(default)s)")
+    study.add_argument("--output", type=Path, default=Path("results/study"), help="folder (%(default)s)")
+    commands.add_parser("cost", help="processor time of a training step with ProAC over one without")
     return top
 
 
@@ -108,10 +125,59 @@ def compare(config: TrainConfig, data: Splits, output: Path, console: Console) -
     return runs
 
 
+def study(args: argparse.Namespace, console: Console) -> None:
+    """The command `study`: a line for each run as it ends, and the step of the one under way."""
+    torch.set_num_threads(args.threads)
+    arms = [arm for arm in ARMS if (arm.name in args.arms if args.arms else arm.plan in args.plans)]
+    data, target = load_climate("blue_marble"), load_climate("shaded_relief")
+    with console.status("") as status:
+
+        def on_step(arm: Arm, seed: int, step: int, record: StepRecord) -> None:
+            status.update(f"{arm.title}, seed {seed}: step {step + 1}, CE {record.cross_entropy:.2f}")
+
+        def on_end(arm: Arm, seed: int, record: dict[str, Any] | None) -> None:
+            if record is None:
+                return
+            clean, other = (100 * record["scores"][name]["mean_iou"] for name in ("clean", "target"))
+            seconds = record["cpu_seconds"]
+            console.print(
+                f"{arm.title}, seed {seed}: mIoU {clean:.1f} %, target {other:.1f} % ({seconds:.0f} s of CPU)"
+            )
+
+        seeds = (lambda arm: args.seeds) if args.seeds else (lambda arm: list(SEEDS[arm.plan]))
+        protocol = replace(PROTOCOL, device=args.device)
+        run_study(arms, seeds, data, target, args.output, protocol, on_step, on_end)
+
+
+def cost(console: Console) -> None:
+    """The command `cost`."""
+    torch.set_num_threads(1)
+    plain, with_proac = (median(seconds) for seconds in step_cost(load_climate()))
+    console.print(
+        f"processor time of a step: {1000 * plain:.1f} ms without ProAC, {1000 * with_proac:.1f} ms with it, "
+        f"ratio {with_proac / plain:.3f}"
+    )
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; 2 is returned where the data are at fault."""
     args = parser().parse_args(arguments)
     console = Console()
+    try:
+        if args.command == "study":
+            study(args, console)
+        elif args.command == "cost":
+            cost(console)
+        else:
+            demo_or_own(args, console)
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def demo_or_own(args: argparse.Namespace, console: Console) -> None:
+    """The commands `demo` and `train`: two runs on one data set."""
     config = TrainConfig(
         proac_weight=args.proac_weight,
         temperature=args.temperature,
@@ -122,20 +188,15 @@ def main(arguments: list[str] | None = None) -> int:
         seed=args.seed,
         device=args.device,
     )
-    try:
-        if args.command == "demo":
-            data = load_climate(args.style)
-        else:
-            config = replace(config, crop=tuple(args.crop))
-            names = read_class_names(args.classes)
-            data = folder_splits(args.images, args.masks, names, held_out=args.held_out)
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if args.command == "demo":
+        data = load_climate(args.style)
+    else:
+        config = replace(config, crop=tuple(args.crop))
+        names = read_class_names(args.classes)
+        data = folder_splits(args.images, args.masks, names, held_out=args.held_out)
     counts = (len(part) for part in (data.train, data.validation, data.test))
     console.print("{} training, {} validation and {} test images".format(*counts))
     compare(config, data, args.output, console)
-    return 0
 
 
 if __name__ == "__main__":

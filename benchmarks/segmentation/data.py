@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -179,7 +179,7 @@ def default_colours(count: int) -> tuple[Colour, ...]:
 
 def to_tensor(image: np.ndarray) -> torch.Tensor:
     """(H, W, 3) uint8 to (3, H, W) float32, roughly centred."""
-    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float().div_(64.0).sub_(2.0)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float().div_(64.0).sub_(2.0)
 
 
 def augment(sample: Sample, crop: tuple[int, int], rng: np.random.Generator) -> Sample:
@@ -196,20 +196,30 @@ def augment(sample: Sample, crop: tuple[int, int], rng: np.random.Generator) -> 
     return (image[:, ::-1], label[:, ::-1]) if rng.random() < 0.5 else (image, label)
 
 
-def batches(
-    dataset: SegmentationDataset, batch_size: int, crop: tuple[int, int], seed: int
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+class Batches(Iterator[tuple[torch.Tensor, torch.Tensor]]):
     """Endless augmented batches: images (B, 3, h, w) float32 and labels (B, h, w) int64.
 
     Order and augmentation follow from the seed alone, so two runs with the same seed see the same batches
     whatever their loss does with random numbers. Every epoch is a new shuffle, and a batch may span two.
     """
-    rng = np.random.default_rng(seed)
-    queue: list[int] = []
-    while True:
-        while len(queue) < batch_size:
-            queue.extend(rng.permutation(len(dataset)).tolist())
-        picked, queue = queue[:batch_size], queue[batch_size:]
-        samples = [augment(dataset[i], crop, rng) for i in picked]
+
+    def __init__(self, dataset: SegmentationDataset, batch_size: int, crop: tuple[int, int], seed: int):
+        self.dataset, self.batch_size, self.crop = dataset, batch_size, crop
+        self.rng = np.random.default_rng(seed)
+        self.queue: list[int] = []
+
+    def __next__(self) -> tuple[torch.Tensor, torch.Tensor]:
+        while len(self.queue) < self.batch_size:
+            self.queue.extend(self.rng.permutation(len(self.dataset)).tolist())
+        picked, self.queue = self.queue[: self.batch_size], self.queue[self.batch_size :]
+        samples = [augment(self.dataset[i], self.crop, self.rng) for i in picked]
         labels = np.stack([label for _, label in samples]).astype(np.int64)
-        yield torch.stack([to_tensor(image) for image, _ in samples]), torch.from_numpy(labels)
+        return torch.stack([to_tensor(image) for image, _ in samples]), torch.from_numpy(labels)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the sequence stands; with it, another object over the same data goes on alike."""
+        return {"rng": self.rng.bit_generator.state, "queue": list(self.queue)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.rng.bit_generator.state = state["rng"]
+        self.queue = list(state["queue"])
