@@ -18,6 +18,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from .adapters import ADAPTERS
 from .climate import STYLES, load_climate
 from .data import DataError, Splits, folder_splits, read_class_names
 from .report import Runs, draw, print_report, write_json
@@ -59,13 +60,16 @@ def parser() -> argparse.ArgumentParser:
     own = commands.add_parser(
         "train",
         parents=[common],
-        help="your own folder of images and masks, with and without ProAC",
-        description="Train twice on your own images, with and without ProAC. A mask has the name of its image, and "
-        "its pixels are class indices; 255 is ignored.",
+        help="your own images and masks, or a published data set, with and without ProAC",
+        description="Train twice, with and without ProAC: on your own folder (--images, --masks, --classes; a mask has "
+        "the name of its image, and its pixels are class indices; 255 is ignored), or on a published data set that "
+        "lies unpacked on your disk (--dataset, --root).",
     )
-    own.add_argument("--images", type=Path, required=True, help="folder of images")
-    own.add_argument("--masks", type=Path, required=True, help="folder of single-channel or palette PNG masks")
-    own.add_argument("--classes", type=Path, required=True, help="text file of class names, one a line, from index 0")
+    own.add_argument("--dataset", choices=sorted(ADAPTERS), help="a published data set, in the folder --root")
+    own.add_argument("--root", type=Path, help="where its archive is unpacked, as for torchvision's classes")
+    own.add_argument("--images", type=Path, help="folder of images")
+    own.add_argument("--masks", type=Path, help="folder of single-channel or palette PNG masks")
+    own.add_argument("--classes", type=Path, help="text file of class names, one a line, from index 0")
     own.add_argument("--held-out", type=float, default=0.2, help="share for validation, and for test (%(default)s)")
     own.add_argument(
         "--crop", type=_positive, nargs=2, metavar=("HEIGHT", "WIDTH"), default=(256, 256), help="(256 256)"
@@ -192,11 +196,21 @@ def demo_or_own(args: argparse.Namespace, console: Console) -> None:
         data = load_climate(args.style)
     else:
         config = replace(config, crop=tuple(args.crop))
-        names = read_class_names(args.classes)
-        data = folder_splits(args.images, args.masks, names, held_out=args.held_out)
+        data = own_data(args)
     counts = (len(part) for part in (data.train, data.validation, data.test))
     console.print("{} training, {} validation and {} test images".format(*counts))
     compare(config, data, args.output, console)
+
+
+def own_data(args: argparse.Namespace) -> Splits:
+    """What the command `train` is to train on."""
+    if args.dataset is not None:
+        if args.root is None:
+            raise DataError("--dataset needs --root, the folder that the data set lies in")
+        return ADAPTERS[args.dataset](args.root)
+    if None in (args.images, args.masks, args.classes):
+        raise DataError("name --images, --masks and --classes, or --dataset and --root")
+    return folder_splits(args.images, args.masks, read_class_names(args.classes), held_out=args.held_out)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .data import IGNORE_INDEX, SegmentationDataset, to_tensor
+from .data import IGNORE_INDEX, Batches, SegmentationDataset
 from .network import SegmentationNetwork, upsample
 
 
@@ -37,6 +37,7 @@ class Teacher:
         Of the pixels that are predicted to be of a class, the share `keep` with the highest confidence is kept; the
         others are ignored. A fixed threshold would drop the hard classes whole.
         """
+        self.network.train()
         logits, _ = self.network(images, embed=False)
         confidence, labels = upsample(logits, images.shape[-2:]).softmax(1).max(1)
         for k in labels.unique():
@@ -54,14 +55,15 @@ class Teacher:
 
 @torch.no_grad()
 def with_statistics_of(
-    network: SegmentationNetwork, dataset: SegmentationDataset, device: str = "cpu"
+    network: SegmentationNetwork, dataset: SegmentationDataset, batch_size: int, crop: tuple[int, int], device: str
 ) -> SegmentationNetwork:
-    """A copy whose batch normalisation has the statistics of another data set, image by image; no label is looked at."""
+    """A copy whose batch normalisation has the mean statistics of batches of another data set; no label is looked at."""
     adapted = copy.deepcopy(network).train()
     for module in adapted.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.reset_running_stats()
-            module.momentum = None  # the plain mean over all images
-    for index in range(len(dataset)):
-        adapted(to_tensor(dataset[index][0])[None].to(device), embed=False)
+            module.momentum = None  # the plain mean over all batches
+    batches = Batches(dataset, batch_size, crop, seed=0)
+    for _ in range(-(-len(dataset) // batch_size)):
+        adapted(next(batches)[0].to(device), embed=False)
     return adapted.eval()

@@ -62,10 +62,11 @@ class ArrayDataset:
 
 
 class FolderDataset:
-    """Images and masks from two folders, paired by file stem and read when asked for.
+    """Pairs of image and mask files, read when asked for.
 
-    Masks are single-channel or palette images whose pixel values are class indices; 255 is ignored. Every pair
-    is checked once here, so that a bad file stops the run at its start and not after an hour.
+    Masks are single-channel or palette images. Their pixel values are class indices, and 255 is ignored; or what
+    `classes_of_values` says, a value that it lacks being an error. With `check`, every pair is looked at once here, so
+    that a bad file stops the run at its start and not after an hour; large published data sets do without.
     """
 
     def __init__(
@@ -73,25 +74,28 @@ class FolderDataset:
         pairs: list[tuple[Path, Path]],
         class_names: tuple[str, ...],
         colours: tuple[Colour, ...] | None = None,
+        *,
+        classes_of_values: dict[int, int] | None = None,
+        check: bool = True,
     ):
-        self.pairs, self.class_names = pairs, class_names
+        self.pairs, self.class_names, self.classes_of_values = pairs, class_names, classes_of_values
         self.colours = colours or default_colours(len(class_names))
-        for image_path, mask_path in pairs:
-            with _opened(image_path) as image:
-                image_size = image.size
-            mask_size = read_mask(mask_path, class_names).shape[::-1]
-            if image_size != mask_size:
-                raise DataError(
-                    f"{mask_path} is {mask_size[0]}x{mask_size[1]} pixels, "
-                    f"but its image {image_path} is {image_size[0]}x{image_size[1]}"
-                )
+        for index in range(len(pairs) if check else 0):
+            self[index]
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> Sample:
         image_path, mask_path = self.pairs[index]
-        return read_image(image_path), read_mask(mask_path, self.class_names)
+        image, mask = read_image(image_path), read_mask(mask_path, self.class_names, self.classes_of_values)
+        if image.shape[:2] != mask.shape:
+            height, width = mask.shape
+            raise DataError(
+                f"{mask_path} is {width}x{height} pixels, "
+                f"but its image {image_path} is {image.shape[1]}x{image.shape[0]}"
+            )
+        return image, mask
 
 
 @contextmanager
@@ -110,21 +114,26 @@ def read_image(path: Path) -> np.ndarray:
         return np.array(image.convert("RGB"))
 
 
-def read_mask(path: Path, class_names: tuple[str, ...]) -> np.ndarray:
-    """A mask file as (H, W) uint8 class indices, checked to lie in the classes or at IGNORE_INDEX."""
+def read_mask(path: Path, class_names: tuple[str, ...], classes_of_values: dict[int, int] | None = None) -> np.ndarray:
+    """A mask file as (H, W) uint8 class indices and IGNORE_INDEX; any other value is an error."""
     with _opened(path) as image:
         if image.mode not in ("L", "P", "I", "I;16", "1"):
             raise DataError(
                 f"{path} has mode {image.mode}; a mask is a single-channel or palette image of class indices"
             )
-        mask = np.array(image)
-    bad = np.setdiff1d(np.unique(mask), [*range(len(class_names)), IGNORE_INDEX])
-    if bad.size:
-        raise DataError(
-            f"{path} holds the label {bad[0]}, outside the {len(class_names)} classes "
-            f"(0 to {len(class_names) - 1}; {IGNORE_INDEX} is ignored)"
-        )
-    return mask.astype(np.uint8)
+        mask = np.array(image).astype(np.int64)
+    known = classes_of_values or {k: k for k in (*range(len(class_names)), IGNORE_INDEX)}
+    values, places = np.unique(mask, return_inverse=True)
+    for value in values.tolist():
+        if value not in known:
+            meant = (
+                "in none of the data set's classes" if classes_of_values else f"outside the {len(class_names)} classes"
+            )
+            last = max(k for k in known if k != IGNORE_INDEX)
+            raise DataError(
+                f"{path} holds the label {value}, {meant} ({min(known)} to {last}; {IGNORE_INDEX} is ignored)"
+            )
+    return np.array([known[value] for value in values.tolist()], np.uint8)[places].reshape(mask.shape)
 
 
 def read_class_names(path: Path) -> tuple[str, ...]:

@@ -23,14 +23,15 @@ from torch.nn import functional as F
 from .adapt import with_statistics_of
 from .data import DataError, SegmentationDataset, Splits, to_tensor
 from .measure import Scores, evaluate, predict
+from .network import SegmentationNetwork
 from .report import finite, telling_samples
 from .stress import stress_scores
-from .train import StepRecord, TrainConfig, Training, TrainResult, train
+from .train import StepRecord, TrainConfig, Training, TrainResult, plain, train
 
 # What a step with ProAC costs over one without, in processor time: python -m benchmarks.segmentation cost
-PROAC_STEP_RATIO = 1.07
+PROAC_STEP_RATIO = 1.14
 
-PROTOCOL = TrainConfig(iterations=300, batch_size=8, crop=(96, 128))
+PROTOCOL = TrainConfig(iterations=250, batch_size=8, crop=(96, 128), widths=(16, 32, 64, 96), pyramid_width=48)
 PROAC_WEIGHT = 0.5
 CURVE_EVERY = 10  # steps averaged into one point of a training curve
 PICTURES = 4  # test images whose predictions are kept, of the first seed
@@ -159,7 +160,7 @@ def run_study(
                 continue
             done = {(run["arm"], run["seed"]): run["config"] for run in read_runs(log)}
             if (arm.name, seed) in done:
-                if done[arm.name, seed] != _config_dict(config):
+                if done[arm.name, seed] != plain(config):
                     raise DataError(f"{log} holds {name} with another configuration; choose another --output")
                 if on_end:
                     on_end(arm, seed, None)
@@ -191,14 +192,19 @@ def run(
     )
     network, device = result.network, config.device
     scores = {"clean": result.test, "target": evaluate(network, target.test, device)}
+    own = {}  # the network with the batch statistics of each domain
+    if arm.plan != "ablation":
+        for name, part in {"clean": data, "target": target}.items():
+            own[name] = with_statistics_of(network, part.train, config.batch_size, config.crop, device)
+            scores[f"{name}, own statistics"] = evaluate(own[name], part.test, device)
     if arm.plan == "supervised":
-        adapted = with_statistics_of(network, target.train, device)
-        scores["target, its own statistics"] = evaluate(adapted, target.test, device)
         scores |= stress_scores(network, data.test, device)
     if config.seed == 0 and arm.plan != "ablation":
         samples.mkdir(parents=True, exist_ok=True)
-        shown = target.test if config.self_training else data.test
-        content = sample(result, shown, embed=arm.name in EMBEDDED_ARMS)
+        content = predictions(network, data.test, "clean", device)
+        content |= predictions(own["target"], target.test, "target", device)
+        if arm.name in EMBEDDED_ARMS:
+            content |= embeddings(result, data.test)
         np.savez_compressed(samples / f"{arm.name}.npz", **content)
     return {
         "plan": arm.plan,
@@ -209,7 +215,7 @@ def run(
         "commit": commit(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "threads": torch.get_num_threads(),
-        "config": _config_dict(config),
+        "config": plain(config),
         "class_names": list(data.test.class_names),
         "validation": round(result.validation.mean_iou, 5),
         "scores": {name: _scores_dict(value) for name, value in scores.items()},
@@ -219,11 +225,6 @@ def run(
         "proac_seconds": _rounded(result.typical("proac_seconds")),
         "proac_memory_bytes": result.memory and asdict(result.memory),
     }
-
-
-def _config_dict(config: TrainConfig) -> dict[str, Any]:
-    content = asdict(config)
-    return {**content, "crop": list(config.crop), "adapt_from": round(config.adapt_from, 5)}
 
 
 def _rounded(value: float | None) -> float | None:
@@ -263,28 +264,32 @@ def commit() -> str:
         return "unknown"
 
 
+def predictions(
+    network: SegmentationNetwork, dataset: SegmentationDataset, domain: str, device: str
+) -> dict[str, np.ndarray]:
+    """What a network makes of the images that the report shows."""
+    return {f"{domain}_{i}": predict(network, dataset[i][0], device) for i in telling_samples(dataset, PICTURES)}
+
+
 @torch.no_grad()
-def sample(result: TrainResult, dataset: SegmentationDataset, embed: bool) -> dict[str, np.ndarray]:
-    """What the pictures need of a network: predictions for some images, and embeddings of pixels of each class.
+def embeddings(result: TrainResult, dataset: SegmentationDataset) -> dict[str, np.ndarray]:
+    """Embeddings of EMBEDDED_PIXELS pixels of each class, their classes, and the prototypes where there are any.
 
     Without ProAC the embedding head is untrained, and the feature map that it reads stands for the embeddings.
     """
     network, device = result.network.eval(), result.config.device
-    content = {f"prediction_{i}": predict(network, dataset[i][0], device) for i in telling_samples(dataset, PICTURES)}
-    if not embed:
-        return content
-    embeddings, classes = [], []
+    features, classes = [], []
     for index in range(len(dataset)):
         image, label = dataset[index]
         x = network.feature_map(to_tensor(image)[None].to(device))
         x = (x if result.proac is None else network.embedding(x))[0]
-        embeddings.append(x.flatten(1).T.cpu())
+        features.append(x.flatten(1).T.cpu())
         nearest = F.interpolate(torch.from_numpy(label.copy())[None, None].float(), size=x.shape[1:], mode="nearest")
         classes.append(nearest.flatten().long())
-    x, y = torch.cat(embeddings), torch.cat(classes)
+    x, y = torch.cat(features), torch.cat(classes)
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
     picked = torch.cat([order[y[order] == k][:EMBEDDED_PIXELS] for k in range(len(dataset.class_names))])
-    content |= {"embeddings": F.normalize(x[picked]).half().numpy(), "classes": y[picked].to(torch.uint8).numpy()}
+    content = {"embeddings": F.normalize(x[picked]).half().numpy(), "classes": y[picked].to(torch.uint8).numpy()}
     if result.proac is not None:
         content["prototypes"] = result.proac.prototypes.detach().cpu().numpy()
     return content

@@ -35,6 +35,8 @@ class TrainConfig:
     )
     head: str = "linear"  # between feature map and ProAC; "none" and "mlp" are the others
     embedding_dim: int = 128
+    widths: tuple[int, ...] = (32, 64, 128, 192)  # channels of the network's stages
+    pyramid_width: int = 96  # channels of its feature map
     class_weighted: bool = False  # cross-entropy with class weights by median frequency
     self_training: bool = False  # needs a target data set
     confidence_weighted: bool = False  # pseudo labels weigh as much as the teacher is sure
@@ -152,7 +154,9 @@ class Training:
         self.config, device = config, config.device
         num_classes = len(data.train.class_names)
         torch.manual_seed(config.seed)
-        self.network = SegmentationNetwork(num_classes, config.embedding_dim, head=config.head).to(device)
+        self.network = SegmentationNetwork(
+            num_classes, config.embedding_dim, config.widths, config.pyramid_width, config.head
+        ).to(device)
         self.proac = None
         parameters: list[dict[str, Any]] = [{"params": list(self.network.parameters())}]
         if config.proac_weight > 0:
@@ -185,7 +189,7 @@ class Training:
             images, labels, weight, accuracy = self._with_target(images, labels)
         self.network.train()
         self.optimizer.zero_grad()
-        logits, features = self.network(images, embed=self.proac is not None)
+        logits, features = self._forward(images)
         ce = run_loss(lambda x: self._cross_entropy(x, labels, weight), logits)
         outputs, gradients = [logits], [ce.gradient]
         contrast: LossCall | None = None
@@ -226,6 +230,14 @@ class Training:
             weight = torch.cat([torch.ones_like(confidence[:1]).expand(len(labels), -1, -1), confidence])
         return torch.cat([images, target_images]), torch.cat([labels, pseudo]), weight, accuracy
 
+    def _forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Logits and embeddings; the domains pass one after the other, each with its own batch statistics."""
+        embed, size = self.proac is not None, self.config.batch_size
+        parts = [self.network(images[part : part + size], embed) for part in range(0, len(images), size)]
+        if len(parts) == 1:
+            return parts[0]
+        return torch.cat([logits for logits, _ in parts]), torch.cat([x for _, x in parts]) if embed else None
+
     def _cross_entropy(self, logits: Tensor, labels: Tensor, weight: Tensor | None) -> Tensor:
         """Cross-entropy of the source images, plus that of the target images where there are any."""
         total = 0.0
@@ -241,7 +253,7 @@ class Training:
         parts = {"network": self.network, "proac": self.proac, "optimizer": self.optimizer, "schedule": self.schedule}
         parts |= {"source": self.source, "target": self.target, "teacher": self.teacher}
         return {
-            "config": _plain(self.config),
+            "config": plain(self.config),
             **{name: part and part.state_dict() for name, part in parts.items()},
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state(self.config.device) if "cuda" in self.config.device else None,
@@ -250,7 +262,7 @@ class Training:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where state_dict() was taken."""
-        if state["config"] != _plain(self.config):
+        if state["config"] != plain(self.config):
             raise ValueError("the checkpoint is of another configuration")
         parts = {"network": self.network, "proac": self.proac, "optimizer": self.optimizer, "schedule": self.schedule}
         parts |= {"source": self.source, "target": self.target, "teacher": self.teacher}
@@ -263,7 +275,8 @@ class Training:
         self.history = [StepRecord(**record) for record in state["history"]]
 
 
-def _plain(config: TrainConfig) -> dict[str, Any]:
+def plain(config: TrainConfig) -> dict[str, Any]:
+    """A configuration as it reads back from JSON."""
     return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()}
 
 
