@@ -22,7 +22,7 @@ from .adapters import ADAPTERS
 from .climate import STYLES, load_climate
 from .data import DataError, Splits, folder_splits, read_class_names
 from .report import Runs, draw, print_report, write_json
-from .study import ARMS, PLANS, PROTOCOL, SEEDS, Arm, run_study, step_cost
+from .study import ARMS, PLANS, PROTOCOL, SEEDS, SOURCE, TARGETS, Arm, run_study, step_cost
 from .train import StepRecord, TrainConfig, train
 
 DEFAULTS = TrainConfig()
@@ -133,7 +133,7 @@ def study(args: argparse.Namespace, console: Console) -> None:
     """The command `study`: a line for each run as it ends, and the step of the one under way."""
     torch.set_num_threads(args.threads)
     arms = [arm for arm in ARMS if (arm.name in args.arms if args.arms else arm.plan in args.plans)]
-    data, target = load_climate("blue_marble"), load_climate("shaded_relief")
+    data, targets = load_climate(SOURCE), {style: load_climate(style) for style in TARGETS}
     with console.status("") as status:
 
         def on_step(arm: Arm, seed: int, step: int, record: StepRecord) -> None:
@@ -150,7 +150,7 @@ def study(args: argparse.Namespace, console: Console) -> None:
 
         seeds = (lambda arm: args.seeds) if args.seeds else (lambda arm: list(SEEDS[arm.plan]))
         protocol = replace(PROTOCOL, device=args.device)
-        run_study(arms, seeds, data, target, args.output, protocol, on_step, on_end)
+        run_study(arms, seeds, data, targets, args.output, protocol, on_step, on_end)
 
 
 def cost(console: Console) -> None:

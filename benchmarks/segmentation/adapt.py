@@ -16,7 +16,7 @@ class Teacher:
     """A moving average of a network; it labels the images of the target domain."""
 
     def __init__(self, network: SegmentationNetwork, momentum: float):
-        self.network = copy.deepcopy(network).eval().requires_grad_(False)
+        self.network = copy.deepcopy(network).requires_grad_(False)
         self.momentum, self.updates = momentum, 0
 
     @torch.no_grad()
@@ -37,7 +37,7 @@ class Teacher:
         Of the pixels that are predicted to be of a class, the share `keep` with the highest confidence is kept; the
         others are ignored. A fixed threshold would drop the hard classes whole.
         """
-        self.network.train()
+        self.network.train()  # the statistics of this batch, not of the source images of the average
         logits, _ = self.network(images, embed=False)
         confidence, labels = upsample(logits, images.shape[-2:]).softmax(1).max(1)
         for k in labels.unique():

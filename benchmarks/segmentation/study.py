@@ -33,6 +33,8 @@ PROAC_STEP_RATIO = 1.14
 
 PROTOCOL = TrainConfig(iterations=250, batch_size=8, crop=(96, 128), widths=(16, 32, 64, 96), pyramid_width=48)
 PROAC_WEIGHT = 0.5
+SOURCE = "blue_marble"
+TARGETS = ("shaded_relief", "halfway")  # styles of the same tiles
 CURVE_EVERY = 10  # steps averaged into one point of a training curve
 PICTURES = 4  # test images whose predictions are kept, of the first seed
 EMBEDDED_ARMS = ("cross_entropy", "proac")
@@ -47,6 +49,7 @@ class Arm:
     title: str
     plan: str  # "supervised", "adaptation" or "ablation"
     changes: dict[str, Any] = field(default_factory=dict)
+    target: str | None = None  # one of TARGETS, where there is self-training
 
     def config(self, protocol: TrainConfig, seed: int) -> TrainConfig:
         """The configuration of one run."""
@@ -58,8 +61,6 @@ class Arm:
 
 def _arms() -> tuple[Arm, ...]:
     proac = {"proac_weight": PROAC_WEIGHT}
-    adapt = {"self_training": True}
-    sure = adapt | {"confidence_weighted": True}
     rows: list[tuple[str, str, str, dict[str, Any]]] = [
         ("cross_entropy", "cross-entropy (CE)", "supervised", {}),
         ("class_weighted", "class-weighted CE", "supervised", {"class_weighted": True}),
@@ -67,10 +68,6 @@ def _arms() -> tuple[Arm, ...]:
         ("proac", "CE + ProAC", "supervised", proac),
         ("twin", "CE + pixel-anchored twin", "supervised", proac | {"anchors": "pixels"}),
         ("sampled", "CE + ProAC, 1024 negatives", "supervised", proac | {"num_negatives": 1024}),
-        ("self_training", "self-training", "adaptation", adapt),
-        ("self_training_proac", "self-training + ProAC", "adaptation", adapt | proac),
-        ("confident", "self-training, confidence weights", "adaptation", sure),
-        ("confident_proac", "self-training, confidence weights + ProAC", "adaptation", sure | proac),
         ("weight_0.1", "lambda 0.1", "ablation", {"proac_weight": 0.1}),
         ("weight_1", "lambda 1", "ablation", {"proac_weight": 1.0}),
         ("temperature_0.05", "temperature 0.05", "ablation", proac | {"temperature": 0.05}),
@@ -81,7 +78,18 @@ def _arms() -> tuple[Arm, ...]:
         ("prototypes_random", "random prototypes", "ablation", proac | {"prototypes": "random"}),
         ("prototypes_learnable", "learnable prototypes", "ablation", proac | {"prototypes": "learnable"}),
     ]
-    return tuple(Arm(*row) for row in rows)
+    arms = [Arm(*row) for row in rows]
+    adapt = {"self_training": True}
+    sure = adapt | {"confidence_weighted": True}
+    adapted: list[tuple[str, str, dict[str, Any]]] = [
+        ("self_training", "self-training", adapt),
+        ("self_training_proac", "self-training + ProAC", adapt | proac),
+        ("confident", "self-training, confidence weights", sure),
+        ("confident_proac", "self-training, confidence weights + ProAC", sure | proac),
+    ]
+    for target in TARGETS:
+        arms += [Arm(f"{target}-{name}", title, "adaptation", changes, target) for name, title, changes in adapted]
+    return tuple(arms)
 
 
 ARMS = _arms()
@@ -136,7 +144,7 @@ def run_study(
     arms: list[Arm],
     seeds: Callable[[Arm], list[int]],
     data: Splits,
-    target: Splits,
+    targets: dict[str, Splits],
     output: Path,
     protocol: TrainConfig = PROTOCOL,
     on_step: Callable[[Arm, int, int, StepRecord], None] | None = None,
@@ -165,7 +173,7 @@ def run_study(
                 if on_end:
                     on_end(arm, seed, None)
                 continue
-            record = run(arm, config, data, target, output / "samples", checkpoint, on_step)
+            record = run(arm, config, data, targets, output / "samples", checkpoint, on_step)
             _append(log, json.dumps(finite(record), allow_nan=False))
             checkpoint.unlink(missing_ok=True)
             if on_end:
@@ -176,7 +184,7 @@ def run(
     arm: Arm,
     config: TrainConfig,
     data: Splits,
-    target: Splits,
+    targets: dict[str, Splits],
     samples: Path,
     checkpoint: Path,
     on_step: Callable[[Arm, int, int, StepRecord], None] | None = None,
@@ -187,22 +195,29 @@ def run(
         config,
         data,
         (lambda step, record: on_step(arm, config.seed, step, record)) if on_step else None,
-        target=target.train if config.self_training else None,
+        target=targets[arm.target].train if arm.target else None,
         checkpoint=checkpoint,
     )
     network, device = result.network, config.device
-    scores = {"clean": result.test, "target": evaluate(network, target.test, device)}
-    own = {}  # the network with the batch statistics of each domain
-    if arm.plan != "ablation":
-        for name, part in {"clean": data, "target": target}.items():
-            own[name] = with_statistics_of(network, part.train, config.batch_size, config.crop, device)
-            scores[f"{name}, own statistics"] = evaluate(own[name], part.test, device)
+    scores = {"clean": result.test}
+    # Domains are compared with the batch statistics of each, which need no label.
+    domains = {arm.target: targets[arm.target]} if arm.target else targets if arm.plan == "supervised" else {}
+    adapted = {
+        name: with_statistics_of(network, part.train, config.batch_size, config.crop, device)
+        for name, part in ({"clean": data} | domains if domains else {}).items()
+    }
+    for name, part in domains.items():
+        scores[name] = evaluate(network, part.test, device)
+        scores[f"{name}, own statistics"] = evaluate(adapted[name], part.test, device)
+    if domains:
+        scores["clean, own statistics"] = evaluate(adapted["clean"], data.test, device)
     if arm.plan == "supervised":
         scores |= stress_scores(network, data.test, device)
     if config.seed == 0 and arm.plan != "ablation":
         samples.mkdir(parents=True, exist_ok=True)
         content = predictions(network, data.test, "clean", device)
-        content |= predictions(own["target"], target.test, "target", device)
+        for name, part in domains.items():
+            content |= predictions(adapted[name], part.test, name, device)
         if arm.name in EMBEDDED_ARMS:
             content |= embeddings(result, data.test)
         np.savez_compressed(samples / f"{arm.name}.npz", **content)
