@@ -22,7 +22,9 @@ from .adapters import ADAPTERS
 from .climate import STYLES, load_climate
 from .data import DataError, Splits, folder_splits, read_class_names
 from .report import Runs, draw, print_report, write_json
-from .study import ARMS, PLANS, PROTOCOL, SEEDS, SOURCE, TARGETS, Arm, run_study, step_cost
+from .study import ARMS, PLANS, PROTOCOL, SEEDS, SOURCE, TARGETS, Arm, read_runs, run_study, step_cost
+from .study_figures import draw_all, drawn, read_samples
+from .study_report import report_text
 from .train import StepRecord, TrainConfig, train
 
 DEFAULTS = TrainConfig()
@@ -88,6 +90,10 @@ def parser() -> argparse.ArgumentParser:
     study.add_argument("--threads", type=_positive, default=1, help="of each process (%(default)s)")
     study.add_argument("--device", default="cpu", help="(%(default)s)")
     study.add_argument("--output", type=Path, default=Path("results/study"), help="folder (%(default)s)")
+
+    report = commands.add_parser("report", help="Markdown and pictures from a study's log")
+    report.add_argument("--runs", type=Path, default=Path("results/study"), help="folder of the study (%(default)s)")
+    report.add_argument("--output", type=Path, help="folder to write into (that of the study)")
     commands.add_parser("cost", help="processor time of a training step with ProAC over one without")
     return top
 
@@ -142,15 +148,26 @@ def study(args: argparse.Namespace, console: Console) -> None:
         def on_end(arm: Arm, seed: int, record: dict[str, Any] | None) -> None:
             if record is None:
                 return
-            clean, other = (100 * record["scores"][name]["mean_iou"] for name in ("clean", "target"))
-            seconds = record["cpu_seconds"]
+            scores = ", ".join(f"{name} {100 * value['mean_iou']:.1f}" for name, value in record["scores"].items())
             console.print(
-                f"{arm.title}, seed {seed}: mIoU {clean:.1f} %, target {other:.1f} % ({seconds:.0f} s of CPU)"
+                f"{arm.name}, seed {seed} ({record['cpu_seconds']:.0f} s of processor time), mIoU in %: {scores}"
             )
 
         seeds = (lambda arm: args.seeds) if args.seeds else (lambda arm: list(SEEDS[arm.plan]))
         protocol = replace(PROTOCOL, device=args.device)
         run_study(arms, seeds, data, targets, args.output, protocol, on_step, on_end)
+
+
+def report(args: argparse.Namespace, console: Console) -> None:
+    """The command `report`."""
+    if not (records := read_runs(args.runs / "runs.jsonl")):
+        raise DataError(f"{args.runs / 'runs.jsonl'} holds no finished run; write one with the command study")
+    output = args.output or args.runs
+    output.mkdir(parents=True, exist_ok=True)
+    pictures = drawn(records, read_samples(args.runs / "samples"))
+    (output / "report.md").write_text(report_text(records, list(pictures)), encoding="utf-8")
+    draw_all(pictures, output)
+    console.print(f"{output / 'report.md'}: {len(records)} runs, {len(pictures)} pictures")
 
 
 def cost(console: Console) -> None:
@@ -170,6 +187,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if args.command == "study":
             study(args, console)
+        elif args.command == "report":
+            report(args, console)
         elif args.command == "cost":
             cost(console)
         else:
