@@ -36,9 +36,15 @@ PROAC_WEIGHT = 0.5
 SOURCE = "blue_marble"
 TARGETS = ("shaded_relief", "halfway")  # styles of the same tiles
 CURVE_EVERY = 10  # steps averaged into one point of a training curve
-PICTURES = 4  # test images whose predictions are kept, of the first seed
+PICTURED_ARMS = (
+    "cross_entropy",
+    "proac",
+    "twin",
+    *(f"{t}-self_training{end}" for t in TARGETS for end in ("", "_proac")),
+)
+PICTURES = 4  # test images whose predictions are kept, of the first seed of these arms
 EMBEDDED_ARMS = ("cross_entropy", "proac")
-EMBEDDED_PIXELS = 150  # of each class, for the projection
+EMBEDDED_PIXELS = 60  # of each class, for the projection
 
 
 @dataclass(frozen=True)
@@ -213,7 +219,7 @@ def run(
         scores["clean, own statistics"] = evaluate(adapted["clean"], data.test, device)
     if arm.plan == "supervised":
         scores |= stress_scores(network, data.test, device)
-    if config.seed == 0 and arm.plan != "ablation":
+    if config.seed == 0 and arm.name in PICTURED_ARMS:
         samples.mkdir(parents=True, exist_ok=True)
         content = predictions(network, data.test, "clean", device)
         for name, part in domains.items():
@@ -263,7 +269,7 @@ def curves(history: list[StepRecord]) -> dict[str, list[float | None]]:
 
 @functools.cache
 def commit() -> str:
-    """The commit of this source tree, with "+" after it where tracked files differ; "unknown" outside of git.
+    """The commit of this source tree, with "+" after it where tracked files but results differ; "unknown" outside of git.
 
     Looked up once, since the code that runs is the code that was there when the process started.
     """
@@ -274,7 +280,9 @@ def commit() -> str:
         ).stdout.strip()
 
     try:
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+        return git("rev-parse", "HEAD") + (
+            "+" if git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(exclude)results") else ""
+        )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 

@@ -173,7 +173,8 @@ def training_curves(runs: ByArm) -> Figure:
         axis.set_xlabel("step")
         axis.set_ylim(bottom=0)
         axis.grid(color="#e3e3e3")
-        axis.legend(fontsize=7.5)
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(fontsize=7.5)
     return figure
 
 
@@ -225,6 +226,7 @@ def projection(class_names: list[str], samples: Samples) -> Figure:
         axis.set_title(f"{title}\n{100 * share:.0f} % of the variance")
         axis.set_xticks([])
         axis.set_yticks([])
+        axis.spines[:].set_visible(False)
         axis.set_aspect("equal", "datalim")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), markerscale=2)
