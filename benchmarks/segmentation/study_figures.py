@@ -9,12 +9,13 @@ from typing import Any
 import matplotlib
 import numpy as np
 import torch
+from PIL import Image
 
 from .climate import load_climate
 from .data import SegmentationDataset
 from .report import paint
 from .stress import CONDITIONS
-from .study import ARMS, SOURCE, TARGETS
+from .study import ARMS, CURVE_EVERY, SOURCE, TARGETS
 from .study_report import ByArm, by_arm, difference
 
 matplotlib.use("Agg")  # draw into files; a machine without a display has no other backend
@@ -24,6 +25,7 @@ from matplotlib.patches import Patch
 
 Samples = dict[str, dict[str, np.ndarray]]  # by arm
 
+LARGE = 80_000  # bytes
 GREY, COLOURS = "#8a8f98", ("#0b5fa5", "#d9822b", "#2e8540", "#7a4fa3", "#b0413e")
 ARM_COLOURS = {
     "cross_entropy": GREY,
@@ -70,17 +72,16 @@ def drawn(records: list[dict[str, Any]], samples: Samples) -> dict[str, Callable
 
 
 def draw_all(pictures: dict[str, Callable[[], Figure]], folder: Path) -> None:
-    """Write the pictures as PNG files of few colours, since they are kept beside the source."""
-    from PIL import Image
-
+    """Write the pictures as PNG files; those with photographs in 256 colours, since they are kept beside the source."""
     for name, draw in pictures.items():
         with plt.rc_context(STYLE):
             figure = draw()
             figure.savefig(folder / name, bbox_inches="tight")
             plt.close(figure)
-        with Image.open(folder / name) as image:
-            few = image.convert("RGB").quantize(128, dither=Image.Dither.NONE)
-        few.save(folder / name, optimize=True)
+        if (folder / name).stat().st_size > LARGE:
+            with Image.open(folder / name) as image:
+                few = image.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+            few.save(folder / name, optimize=True)
 
 
 def _title(name: str) -> str:
@@ -140,8 +141,6 @@ def difference_lines(runs: ByArm) -> Figure:
 
 def training_curves(runs: ByArm) -> Figure:
     """Cross-entropy and ProAC while training, and how many pseudo labels are right."""
-    from .study import CURVE_EVERY
-
     adapted = [arm for arm in ARMS if arm.plan == "adaptation" and arm.name in runs]
     figure, axes = plt.subplots(1, 3 if adapted else 2, figsize=(11 if adapted else 7.5, 3.2), layout="constrained")
 

@@ -75,8 +75,8 @@ def _words(target: str) -> str:
     return target.replace("_", " ")
 
 
-def _title(name: str) -> str:
-    return next(arm.title for arm in ARMS if arm.name == name)
+def _full_title(arm: Arm) -> str:
+    return f"{arm.title}, {_words(arm.target)}" if arm.target else arm.title
 
 
 class Report:
@@ -105,11 +105,9 @@ class Report:
             "# What the loss does for a segmentation network",
             "",
             *paragraph(
-                f"From {len(self.records)} runs in `runs.jsonl`; written by `python -m "
-                f"benchmarks.segmentation report`. Scores "
-                "are mean IoU in % on test images, mean and standard deviation over seeds. Differences are "
-                "paired by seed (the "
-                "same initial weights, batches and schedule), in points, with their 95 % interval (Student's t)."
+                f"From {len(self.records)} runs in `runs.jsonl`; written by `python -m benchmarks.segmentation report`. "
+                "Scores are mean IoU in % on test images, mean and standard deviation over seeds. Differences are paired by "
+                "seed (the same initial weights, batches and schedule), in points, with their 95 % interval (Student's t)."
             ),
         ]
 
@@ -248,29 +246,33 @@ class Report:
         own = f"{target}, own statistics"
         rows, quality = [], []
 
-        def add(name: str, title: str, baseline: str | None, baseline_title: str = "") -> None:
-            conditions = ("clean, own statistics", target, own)
-            scores = [values(self.runs, name, condition) for condition in conditions]
-            found = None
-            if baseline:
-                found = self._judge(f"{title} against {baseline_title}, {_words(target)}", name, baseline, own)
-            rows.append([title, str(len(scores[-1])), *map(_score, scores), _interval(found), baseline_title])
+        def add(name: str, title: str, baselines: dict[str, str]) -> None:
+            """A row with the differences to source only and to the same training without ProAC, where named."""
+            scores = [values(self.runs, name, condition) for condition in ("clean, own statistics", target, own)]
+            cells = []
+            for column in ("source only", "without ProAC"):
+                found = None
+                if baseline := baselines.get(column):
+                    found = self._judge(f"{title} against {column}, {_words(target)}", name, baseline, own)
+                cells.append(_interval(found))
+            rows.append([title, str(len(scores[-1])), *map(_score, scores), *cells])
 
-        add("cross_entropy", "source only", None)
+        add("cross_entropy", "source only", {})
         if "proac" in self.runs:
-            add("proac", "source only + ProAC", "cross_entropy", "source only")
+            add("proac", "source only + ProAC", {"without ProAC": "cross_entropy"})
         for arm in _present(self.runs, "adaptation"):
             if arm.target != target:
                 continue
-            plain = arm.name.removesuffix("_proac")
-            if plain != arm.name:
-                add(arm.name, arm.title, plain, _title(plain))
-            add(arm.name, arm.title, "cross_entropy", "source only")
+            baselines = {"source only": "cross_entropy"}
+            if (plain := arm.name.removesuffix("_proac")) != arm.name:
+                baselines["without ProAC"] = plain
+            add(arm.name, arm.title, baselines)
             ends = [run["curves"]["pseudo_label_accuracy"][-1] for run in self.runs[arm.name].values()]
             quality.append(f"{arm.title} {100 * sum(ends) / len(ends):.0f} %")
         if not quality:
             return []
-        head = ["training", "seeds", "source, own statistics", "target", "target, own statistics", "difference", "to"]
+        scored = ["source, own statistics", "target", "target, own statistics"]
+        head = ["training", "seeds", *scored, "against source only", "against the same without ProAC"]
         return [
             f"### {TARGET_TITLES[target]}",
             "",
@@ -305,7 +307,7 @@ class Report:
                 shares = [run["proac_seconds"] / run["step_seconds"] for run in runs if run["proac_seconds"]]
                 rows.append(
                     [
-                        arm.title,
+                        _full_title(arm),
                         str(runs[0]["config"]["iterations"]),
                         f"{median(run['cpu_seconds'] for run in runs):.0f} s",
                         f"{100 * median(shares):.1f} %" if shares else "-",
@@ -320,7 +322,8 @@ class Report:
                 "Medians over the runs, which shared their machine with other work: read them as sizes. Processor time "
                 "includes all scores. The share of a step is ProAC's forward and backward without the embedding head. With "
                 f"the head, a step took {self._longer():.2f} times as long (`python -m benchmarks.segmentation cost`), and "
-                'the arm "CE with ProAC\'s compute" runs as many more steps.'
+                'the arm "CE with ProAC\'s compute" runs as many more steps. '
+                "Memory is the most that ProAC holds beyond its inputs, the gradient included."
             ),
             *table(head, rows),
         ]
@@ -336,7 +339,7 @@ class Report:
         """The pictures that were drawn."""
         captions = {
             "classes.png": "IoU of every class, clean test images; bars are means, lines standard deviations over seeds",
-            "differences.png": "ProAC minus cross-entropy, paired by seed, with 95 % intervals",
+            "differences.png": "Differences to cross-entropy, paired by seed, with 95 % intervals; styles with own statistics",
             "curves.png": "Training curves, means over seeds",
             "source.png": "Test tiles of the source style, seed 0; chosen by their labels alone",
             "shaded_relief.png": "Test tiles of the shaded relief, seed 0, with its batch statistics",
@@ -354,7 +357,7 @@ class Report:
         for plan in PLANS:
             for arm in _present(self.runs, plan):
                 seeds = " ".join(map(str, sorted(self.runs[arm.name])))
-                rows.append([arm.title, f"`study --arms {arm.name} --seeds {seeds}`"])
+                rows.append([_full_title(arm), f"`study --arms {arm.name} --seeds {seeds}`"])
         commits = sorted({record["commit"][:10] for record in self.records})
         threads = sorted({record["threads"] for record in self.records})
         return [
