@@ -25,7 +25,6 @@ from matplotlib.patches import Patch
 
 Samples = dict[str, dict[str, np.ndarray]]  # by arm
 
-LARGE = 80_000  # bytes
 GREY, COLOURS = "#8a8f98", ("#0b5fa5", "#d9822b", "#2e8540", "#7a4fa3", "#b0413e")
 ARM_COLOURS = {
     "cross_entropy": GREY,
@@ -72,16 +71,15 @@ def drawn(records: list[dict[str, Any]], samples: Samples) -> dict[str, Callable
 
 
 def draw_all(pictures: dict[str, Callable[[], Figure]], folder: Path) -> None:
-    """Write the pictures as PNG files; those with photographs in 256 colours, since they are kept beside the source."""
+    """Write the pictures as PNG files of few colours, since they are kept beside the source."""
     for name, draw in pictures.items():
         with plt.rc_context(STYLE):
             figure = draw()
             figure.savefig(folder / name, bbox_inches="tight")
             plt.close(figure)
-        if (folder / name).stat().st_size > LARGE:
-            with Image.open(folder / name) as image:
-                few = image.convert("RGB").quantize(256, dither=Image.Dither.NONE)
-            few.save(folder / name, optimize=True)
+        with Image.open(folder / name) as image:  # of the methods, this one keeps the rare colours of thin lines
+            few = image.convert("RGB").quantize(128, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        few.save(folder / name, optimize=True)
 
 
 def _title(name: str) -> str:
