@@ -19,10 +19,10 @@ from benchmarks.segmentation import climate
 from benchmarks.segmentation.data import (
     IGNORE_INDEX,
     ArrayDataset,
+    Batches,
     DataError,
     Splits,
     augment,
-    batches,
     find_pairs,
     folder_splits,
     read_class_names,
@@ -288,7 +288,7 @@ def toy_splits(count: int = 12) -> Splits:
 
 def test_batches_follow_from_the_seed_and_visit_every_image():
     dataset = toy_splits().train
-    first, again, other = (batches(dataset, 5, (64, 80), seed) for seed in (0, 0, 1))
+    first, again, other = (Batches(dataset, 5, (64, 80), seed) for seed in (0, 0, 1))
     pairs = [(next(first), next(again), next(other)) for _ in range(4)]
     assert all(torch.equal(a[k], b[k]) for a, b, _ in pairs for k in (0, 1))
     assert not all(torch.equal(a[0], c[0]) for a, _, c in pairs)
@@ -296,7 +296,7 @@ def test_batches_follow_from_the_seed_and_visit_every_image():
     assert images.shape == (5, 3, 64, 80) and images.dtype == torch.float32
     assert labels.shape == (5, 64, 80) and labels.dtype == torch.int64
 
-    rng_order = batches(dataset, 12, (64, 80), 0)
+    rng_order = Batches(dataset, 12, (64, 80), 0)
     # Flips aside, the class counts tell which image is which: one epoch shows each once.
     shown = sorted(tuple(torch.bincount(y.flatten(), minlength=256).tolist()) for y in next(rng_order)[1])
     held = sorted(tuple(np.bincount(y.ravel(), minlength=256).tolist()) for _, y in dataset.samples)
@@ -316,7 +316,7 @@ def test_scores_by_hand():
 def test_a_loss_on_a_leaf_gives_the_ordinary_gradient():
     torch.manual_seed(0)
     network = SegmentationNetwork(3, 16)
-    images, labels = next(batches(toy_splits().train, 2, (64, 80), 0))
+    images, labels = next(Batches(toy_splits().train, 2, (64, 80), 0))
     cross_entropy(network(images)[0], labels).backward()
     expected = [p.grad.clone() for p in network.parameters() if p.grad is not None]
     network.zero_grad()

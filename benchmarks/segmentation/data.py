@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -62,10 +62,11 @@ class ArrayDataset:
 
 
 class FolderDataset:
-    """Images and masks from two folders, paired by file stem and read when asked for.
+    """Pairs of image and mask files, read when asked for.
 
-    Masks are single-channel or palette images whose pixel values are class indices; 255 is ignored. Every pair
-    is checked once here, so that a bad file stops the run at its start and not after an hour.
+    Masks are single-channel or palette images. Their pixel values are class indices, and 255 is ignored; or what
+    `classes_of_values` says, a value that it lacks being an error. With `check`, every pair is looked at once here, so
+    that a bad file stops the run at its start and not after an hour; large published data sets do without.
     """
 
     def __init__(
@@ -73,25 +74,28 @@ class FolderDataset:
         pairs: list[tuple[Path, Path]],
         class_names: tuple[str, ...],
         colours: tuple[Colour, ...] | None = None,
+        *,
+        classes_of_values: dict[int, int] | None = None,
+        check: bool = True,
     ):
-        self.pairs, self.class_names = pairs, class_names
+        self.pairs, self.class_names, self.classes_of_values = pairs, class_names, classes_of_values
         self.colours = colours or default_colours(len(class_names))
-        for image_path, mask_path in pairs:
-            with _opened(image_path) as image:
-                image_size = image.size
-            mask_size = read_mask(mask_path, class_names).shape[::-1]
-            if image_size != mask_size:
-                raise DataError(
-                    f"{mask_path} is {mask_size[0]}x{mask_size[1]} pixels, "
-                    f"but its image {image_path} is {image_size[0]}x{image_size[1]}"
-                )
+        for index in range(len(pairs) if check else 0):
+            self[index]
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> Sample:
         image_path, mask_path = self.pairs[index]
-        return read_image(image_path), read_mask(mask_path, self.class_names)
+        image, mask = read_image(image_path), read_mask(mask_path, self.class_names, self.classes_of_values)
+        if image.shape[:2] != mask.shape:
+            height, width = mask.shape
+            raise DataError(
+                f"{mask_path} is {width}x{height} pixels, "
+                f"but its image {image_path} is {image.shape[1]}x{image.shape[0]}"
+            )
+        return image, mask
 
 
 @contextmanager
@@ -110,21 +114,26 @@ def read_image(path: Path) -> np.ndarray:
         return np.array(image.convert("RGB"))
 
 
-def read_mask(path: Path, class_names: tuple[str, ...]) -> np.ndarray:
-    """A mask file as (H, W) uint8 class indices, checked to lie in the classes or at IGNORE_INDEX."""
+def read_mask(path: Path, class_names: tuple[str, ...], classes_of_values: dict[int, int] | None = None) -> np.ndarray:
+    """A mask file as (H, W) uint8 class indices and IGNORE_INDEX; any other value is an error."""
     with _opened(path) as image:
         if image.mode not in ("L", "P", "I", "I;16", "1"):
             raise DataError(
                 f"{path} has mode {image.mode}; a mask is a single-channel or palette image of class indices"
             )
-        mask = np.array(image)
-    bad = np.setdiff1d(np.unique(mask), [*range(len(class_names)), IGNORE_INDEX])
-    if bad.size:
-        raise DataError(
-            f"{path} holds the label {bad[0]}, outside the {len(class_names)} classes "
-            f"(0 to {len(class_names) - 1}; {IGNORE_INDEX} is ignored)"
-        )
-    return mask.astype(np.uint8)
+        mask = np.array(image).astype(np.int64)
+    known = classes_of_values or {k: k for k in (*range(len(class_names)), IGNORE_INDEX)}
+    values, places = np.unique(mask, return_inverse=True)
+    for value in values.tolist():
+        if value not in known:
+            meant = (
+                "in none of the data set's classes" if classes_of_values else f"outside the {len(class_names)} classes"
+            )
+            last = max(k for k in known if k != IGNORE_INDEX)
+            raise DataError(
+                f"{path} holds the label {value}, {meant} ({min(known)} to {last}; {IGNORE_INDEX} is ignored)"
+            )
+    return np.array([known[value] for value in values.tolist()], np.uint8)[places].reshape(mask.shape)
 
 
 def read_class_names(path: Path) -> tuple[str, ...]:
@@ -179,7 +188,7 @@ def default_colours(count: int) -> tuple[Colour, ...]:
 
 def to_tensor(image: np.ndarray) -> torch.Tensor:
     """(H, W, 3) uint8 to (3, H, W) float32, roughly centred."""
-    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float().div_(64.0).sub_(2.0)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float().div_(64.0).sub_(2.0)
 
 
 def augment(sample: Sample, crop: tuple[int, int], rng: np.random.Generator) -> Sample:
@@ -196,20 +205,30 @@ def augment(sample: Sample, crop: tuple[int, int], rng: np.random.Generator) -> 
     return (image[:, ::-1], label[:, ::-1]) if rng.random() < 0.5 else (image, label)
 
 
-def batches(
-    dataset: SegmentationDataset, batch_size: int, crop: tuple[int, int], seed: int
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+class Batches(Iterator[tuple[torch.Tensor, torch.Tensor]]):
     """Endless augmented batches: images (B, 3, h, w) float32 and labels (B, h, w) int64.
 
     Order and augmentation follow from the seed alone, so two runs with the same seed see the same batches
     whatever their loss does with random numbers. Every epoch is a new shuffle, and a batch may span two.
     """
-    rng = np.random.default_rng(seed)
-    queue: list[int] = []
-    while True:
-        while len(queue) < batch_size:
-            queue.extend(rng.permutation(len(dataset)).tolist())
-        picked, queue = queue[:batch_size], queue[batch_size:]
-        samples = [augment(dataset[i], crop, rng) for i in picked]
+
+    def __init__(self, dataset: SegmentationDataset, batch_size: int, crop: tuple[int, int], seed: int):
+        self.dataset, self.batch_size, self.crop = dataset, batch_size, crop
+        self.rng = np.random.default_rng(seed)
+        self.queue: list[int] = []
+
+    def __next__(self) -> tuple[torch.Tensor, torch.Tensor]:
+        while len(self.queue) < self.batch_size:
+            self.queue.extend(self.rng.permutation(len(self.dataset)).tolist())
+        picked, self.queue = self.queue[: self.batch_size], self.queue[self.batch_size :]
+        samples = [augment(self.dataset[i], self.crop, self.rng) for i in picked]
         labels = np.stack([label for _, label in samples]).astype(np.int64)
-        yield torch.stack([to_tensor(image) for image, _ in samples]), torch.from_numpy(labels)
+        return torch.stack([to_tensor(image) for image, _ in samples]), torch.from_numpy(labels)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the sequence stands; with it, another object over the same data goes on alike."""
+        return {"rng": self.rng.bit_generator.state, "queue": list(self.queue)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.rng.bit_generator.state = state["rng"]
+        self.queue = list(state["queue"])

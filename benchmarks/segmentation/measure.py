@@ -40,6 +40,15 @@ class Scores:
         """Share of the pixels that are right."""
         return float(np.trace(self.confusion) / max(1, self.confusion.sum()))
 
+    def as_dict(self, class_names: tuple[str, ...]) -> dict[str, object]:
+        """Plain lists and dictionaries; may hold NaN."""
+        return {
+            "mean_iou": self.mean_iou,
+            "accuracy": self.accuracy,
+            "iou": dict(zip(class_names, self.iou.tolist(), strict=True)),
+            "confusion": self.confusion.tolist(),
+        }
+
 
 def confusion_matrix(label: np.ndarray, prediction: np.ndarray, num_classes: int) -> np.ndarray:
     """Counts (true class, predicted class) over the pixels that are not ignored."""
@@ -49,11 +58,13 @@ def confusion_matrix(label: np.ndarray, prediction: np.ndarray, num_classes: int
 
 
 @torch.no_grad()
-def predict(network: nn.Module, image: np.ndarray, device: str = "cpu") -> np.ndarray:
-    """The predicted class of every pixel of one image, (H, W) uint8."""
+def predict(
+    network: nn.Module, image: np.ndarray, device: str = "cpu", size: tuple[int, int] | None = None
+) -> np.ndarray:
+    """The predicted class of every pixel of one image, (H, W) uint8, or at another `size` (height, width)."""
     network.eval()
     logits, _ = network(to_tensor(image)[None].to(device), embed=False)
-    return upsample(logits, image.shape[:2]).argmax(1)[0].to(torch.uint8).cpu().numpy()
+    return upsample(logits, size or image.shape[:2]).argmax(1)[0].to(torch.uint8).cpu().numpy()
 
 
 def evaluate(network: nn.Module, dataset: SegmentationDataset, device: str = "cpu") -> Scores:

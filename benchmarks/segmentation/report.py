@@ -96,16 +96,17 @@ def print_report(runs: Runs, class_names: tuple[str, ...], console: Console) -> 
 
 def write_json(runs: Runs, class_names: tuple[str, ...], path: Path) -> None:
     """Configurations, scores, costs and training curves of all runs."""
-    content = _without_nan({name: run.as_dict(class_names) for name, run in runs.items()})
+    content = finite({name: run.as_dict(class_names) for name, run in runs.items()})
     path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
-def _without_nan(value: object) -> object:
+def finite(value: object) -> object:
+    """A JSON value without NaN and infinity."""
     # JSON has no NaN or infinity (a class without pixels has no IoU, a run may diverge): null instead.
     if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

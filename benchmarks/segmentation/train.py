@@ -1,19 +1,24 @@
-"""Training: one function from a configuration and data to a result, the same for every loss."""
+"""Training: one function from a configuration and data to a result, the same for every loss, and resumable."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import median
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from proac_cuda import ProACLoss
 
-from .data import IGNORE_INDEX, Splits, batches
-from .measure import LossMemory, Scores, evaluate, loss_memory, now, run_loss
+from .adapt import Teacher
+from .data import IGNORE_INDEX, Batches, DataError, SegmentationDataset, Splits
+from .measure import LossCall, LossMemory, Scores, evaluate, loss_memory, now, run_loss
 from .network import SegmentationNetwork, upsample
 
 
@@ -23,9 +28,23 @@ class TrainConfig:
 
     proac_weight: float = 0.0  # lambda: total loss = cross-entropy + lambda * ProAC; 0 is cross-entropy alone
     temperature: float = 0.1
+    num_negatives: int | None = None  # None: all
+    anchors: str = "prototypes"  # "pixels": the pixel-anchored twin in ProAC's place
+    prototypes: str = (
+        "uniform"  # "random": directions drawn by the seed; "learnable": uniform at the start, then trained
+    )
+    head: str = "linear"  # between feature map and ProAC; "none" and "mlp" are the others
     embedding_dim: int = 128
+    widths: tuple[int, ...] = (32, 64, 128, 192)  # channels of the network's stages
+    pyramid_width: int = 96  # channels of its feature map
+    class_weighted: bool = False  # cross-entropy with class weights by median frequency
+    self_training: bool = False  # needs a target data set
+    confidence_weighted: bool = False  # pseudo labels weigh as much as the teacher is sure
+    adapt_from: float = 1 / 3  # share of the iterations after which target images join
+    keep_share: float = 0.5  # of the pixels of each predicted class; the others get no pseudo label
+    teacher_momentum: float = 0.99
     iterations: int = 350
-    batch_size: int = 8
+    batch_size: int = 8  # of source images, and as many of target images
     crop: tuple[int, int] = (120, 160)  # height, width
     learning_rate: float = 2e-3
     weight_decay: float = 0.01
@@ -42,6 +61,7 @@ class StepRecord:
     seconds: float
     cross_entropy_seconds: float
     proac_seconds: float | None
+    pseudo_label_accuracy: float | None = None  # against the target's labels, which the training does not see
 
 
 @dataclass
@@ -50,6 +70,7 @@ class TrainResult:
 
     config: TrainConfig
     network: SegmentationNetwork
+    proac: ProACLoss | None
     validation: Scores
     test: Scores
     history: list[StepRecord]
@@ -65,8 +86,8 @@ class TrainResult:
         """The result without the network, in plain lists and dictionaries; may hold NaN."""
         return {
             "config": asdict(self.config),
-            "test": _scores_dict(self.test, class_names),
-            "validation": _scores_dict(self.validation, class_names),
+            "test": self.test.as_dict(class_names),
+            "validation": self.validation.as_dict(class_names),
             "seconds": self.seconds,
             "step_seconds": self.typical("seconds"),
             "cross_entropy_seconds": self.typical("cross_entropy_seconds"),
@@ -76,85 +97,238 @@ class TrainResult:
         }
 
 
-def _scores_dict(scores: Scores, class_names: tuple[str, ...]) -> dict[str, object]:
-    return {
-        "mean_iou": scores.mean_iou,
-        "accuracy": scores.accuracy,
-        "iou": dict(zip(class_names, scores.iou.tolist(), strict=True)),
-        "confusion": scores.confusion.tolist(),
-    }
-
-
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy at the labels' resolution, averaged over the pixels that are not ignored."""
-    total = F.cross_entropy(upsample(logits, labels.shape[-2:]), labels, ignore_index=IGNORE_INDEX, reduction="sum")
+def cross_entropy(
+    logits: Tensor, labels: Tensor, pixel_weight: Tensor | None = None, class_weight: Tensor | None = None
+) -> Tensor:
+    """Cross-entropy at the labels' resolution, averaged over the pixels that are not ignored, by their weights."""
+    losses = F.cross_entropy(
+        upsample(logits, labels.shape[-2:]), labels, class_weight, ignore_index=IGNORE_INDEX, reduction="none"
+    )
+    kept = (labels != IGNORE_INDEX).to(losses.dtype)
+    if class_weight is not None:
+        kept = kept * class_weight[labels.where(labels != IGNORE_INDEX, 0)]
+    if pixel_weight is not None:
+        losses, kept = losses * pixel_weight, kept * pixel_weight
     # reduction="mean" would divide by zero on a batch of ignored pixels only.
-    return total / (labels != IGNORE_INDEX).sum().clamp(min=1)
+    return losses.sum() / kept.sum().clamp(min=1e-6)
 
 
-def train(config: TrainConfig, data: Splits, on_step: Callable[[int, StepRecord], None] | None = None) -> TrainResult:
+def median_frequency_weights(dataset: SegmentationDataset) -> Tensor:
+    """Class weights (K,): the median of the classes' frequencies over the class's own; 0 for a class without pixels."""
+    counts = np.zeros(256, np.int64)
+    for index in range(len(dataset)):
+        counts += np.bincount(dataset[index][1].ravel(), minlength=256)
+    counts = counts[: len(dataset.class_names)]
+    weights = np.median(counts[counts > 0]) / counts.clip(min=1)
+    return torch.tensor(np.where(counts > 0, weights, 0.0), dtype=torch.float32)
+
+
+def make_proac(config: TrainConfig, num_classes: int, embedding_dim: int) -> ProACLoss:
+    """The contrastive loss that a configuration asks for."""
+    prototypes = None
+    if config.prototypes == "random":
+        prototypes = torch.randn(num_classes, embedding_dim, generator=torch.Generator().manual_seed(config.seed))
+    elif config.prototypes not in ("uniform", "learnable"):
+        raise ValueError(f"prototypes: {config.prototypes!r} is none of uniform, random, learnable")
+    if config.anchors not in ("prototypes", "pixels"):
+        raise ValueError(f"anchors: {config.anchors!r} is none of prototypes, pixels")
+    twin = config.anchors == "pixels"
+    return ProACLoss(
+        num_classes,
+        embedding_dim,
+        prototypes=prototypes,
+        learnable=config.prototypes == "learnable",
+        temperature=config.temperature,
+        num_negatives=config.num_negatives,
+        ignore_index=IGNORE_INDEX,
+        # Class weights concern the prototype-anchored part alone: with zeros there, the twin is all that is left.
+        class_weight=torch.zeros(num_classes) if twin else None,
+        pixel_anchor_weight=1.0 if twin else 0.0,
+    )
+
+
+class Training:
+    """One run under way: everything that its further steps depend on, and the steps themselves."""
+
+    def __init__(self, config: TrainConfig, data: Splits, target: SegmentationDataset | None = None):
+        self.config, device = config, config.device
+        num_classes = len(data.train.class_names)
+        torch.manual_seed(config.seed)
+        self.network = SegmentationNetwork(
+            num_classes, config.embedding_dim, config.widths, config.pyramid_width, config.head
+        ).to(device)
+        self.proac = None
+        parameters: list[dict[str, Any]] = [{"params": list(self.network.parameters())}]
+        if config.proac_weight > 0:
+            self.proac = make_proac(config, num_classes, self.network.embedding_dim).to(device)
+            if learnable := list(self.proac.parameters()):
+                parameters.append({"params": learnable, "weight_decay": 0.0})
+        self.class_weight = median_frequency_weights(data.train).to(device) if config.class_weighted else None
+        self.optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimizer, config.learning_rate, total_steps=config.iterations, pct_start=0.1
+        )
+        self.source = Batches(data.train, config.batch_size, config.crop, config.seed)
+        self.teacher = self.target = None
+        if config.self_training:
+            if target is None:
+                raise ValueError("self_training needs a target data set")
+            self.teacher = Teacher(self.network, config.teacher_momentum)
+            self.target = Batches(target, config.batch_size, config.crop, config.seed + 1)
+        self.history: list[StepRecord] = []
+        self.last_batch: tuple[Tensor, Tensor] | None = None
+
+    def step(self) -> StepRecord:
+        """Forward, losses, backward and update on one batch; each loss is timed by itself (see run_loss)."""
+        config, device = self.config, self.config.device
+        images, labels = (tensor.to(device) for tensor in next(self.source))
+        adapting = self.target is not None and len(self.history) >= config.adapt_from * config.iterations
+        start = now(device)
+        weight, accuracy = None, None
+        if adapting:
+            images, labels, weight, accuracy = self._with_target(images, labels)
+        self.network.train()
+        self.optimizer.zero_grad()
+        logits, features = self._forward(images)
+        ce = run_loss(lambda x: self._cross_entropy(x, labels, weight), logits)
+        outputs, gradients = [logits], [ce.gradient]
+        contrast: LossCall | None = None
+        if self.proac is not None:
+            proac = self.proac
+            contrast = run_loss(lambda x: config.proac_weight * proac(x, labels, weight), features)
+            outputs.append(features)
+            gradients.append(contrast.gradient)
+        # One backward through the network, from all loss terms at once.
+        torch.autograd.backward(outputs, gradients)
+        self.optimizer.step()
+        if self.teacher is not None:
+            self.teacher.update(self.network)
+        self.last_batch = images, labels
+        record = StepRecord(
+            cross_entropy=ce.value,
+            proac=contrast.value / config.proac_weight if contrast else None,
+            seconds=now(device) - start,
+            cross_entropy_seconds=ce.seconds,
+            proac_seconds=contrast.seconds if contrast else None,
+            pseudo_label_accuracy=accuracy,
+        )
+        self.schedule.step()
+        self.history.append(record)
+        return record
+
+    def _with_target(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor | None, float]:
+        """A batch with target images and their pseudo labels appended: images, labels, pixel weights, accuracy."""
+        assert self.target is not None and self.teacher is not None
+        target_images, truth = (tensor.to(self.config.device) for tensor in next(self.target))
+        pseudo, confidence = self.teacher.label(target_images, self.config.keep_share)
+        # Padding of small target images is no image: it has no label and gets none.
+        pseudo = pseudo.masked_fill(truth == IGNORE_INDEX, IGNORE_INDEX)
+        kept = pseudo != IGNORE_INDEX
+        accuracy = float((pseudo == truth)[kept].float().mean()) if kept.any() else 0.0
+        weight = None
+        if self.config.confidence_weighted:
+            weight = torch.cat([torch.ones_like(confidence[:1]).expand(len(labels), -1, -1), confidence])
+        return torch.cat([images, target_images]), torch.cat([labels, pseudo]), weight, accuracy
+
+    def _forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Logits and embeddings; the domains pass one after the other, each with its own batch statistics."""
+        embed, size = self.proac is not None, self.config.batch_size
+        parts = [self.network(images[part : part + size], embed) for part in range(0, len(images), size)]
+        if len(parts) == 1:
+            return parts[0]
+        return torch.cat([logits for logits, _ in parts]), torch.cat([x for _, x in parts]) if embed else None
+
+    def _cross_entropy(self, logits: Tensor, labels: Tensor, weight: Tensor | None) -> Tensor:
+        """Cross-entropy of the source images, plus that of the target images where there are any."""
+        total = 0.0
+        for part in range(0, len(labels), self.config.batch_size):
+            window = slice(part, part + self.config.batch_size)
+            part_weight = None if weight is None else weight[window]
+            total = total + cross_entropy(logits[window], labels[window], part_weight, self.class_weight)
+        assert isinstance(total, Tensor)
+        return total
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values alone, so that a checkpoint can be read without running code."""
+        parts = {"network": self.network, "proac": self.proac, "optimizer": self.optimizer, "schedule": self.schedule}
+        parts |= {"source": self.source, "target": self.target, "teacher": self.teacher}
+        return {
+            "config": plain(self.config),
+            **{name: part and part.state_dict() for name, part in parts.items()},
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state(self.config.device) if "cuda" in self.config.device else None,
+            "history": [asdict(record) for record in self.history],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where state_dict() was taken."""
+        if state["config"] != plain(self.config):
+            raise ValueError("the checkpoint is of another configuration")
+        parts = {"network": self.network, "proac": self.proac, "optimizer": self.optimizer, "schedule": self.schedule}
+        parts |= {"source": self.source, "target": self.target, "teacher": self.teacher}
+        for name, part in parts.items():
+            if part is not None:
+                part.load_state_dict(state[name])
+        torch.set_rng_state(state["random"])
+        if state["random_cuda"] is not None:
+            torch.cuda.set_rng_state(state["random_cuda"], self.config.device)
+        self.history = [StepRecord(**record) for record in state["history"]]
+
+
+def plain(config: TrainConfig) -> dict[str, Any]:
+    """A configuration as it reads back from JSON."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()}
+
+
+def save_checkpoint(training: Training, path: Path) -> None:
+    """Write a checkpoint; one that is cut short never takes the place of a whole one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    torch.save(training.state_dict(), partial)
+    os.replace(partial, path)
+
+
+def load_checkpoint(training: Training, path: Path) -> None:
+    """Read what save_checkpoint wrote."""
+    try:
+        training.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except (ValueError, KeyError, RuntimeError) as error:
+        raise DataError(f"{path} cannot be resumed: {error}; remove it to start over") from error
+
+
+def train(
+    config: TrainConfig,
+    data: Splits,
+    on_step: Callable[[int, StepRecord], None] | None = None,
+    *,
+    target: SegmentationDataset | None = None,
+    checkpoint: Path | None = None,
+    checkpoint_every: int = 50,
+) -> TrainResult:
     """Train a network on data.train and score it on data.validation and data.test.
 
-    Two configurations that differ in their loss alone start from the same weights and see the same batches.
+    Two configurations that differ in their loss alone start from the same weights and see the same batches. With
+    `self_training`, images of `target` join. Where `checkpoint` exists the run goes on from there, to the same end as
+    without interruption (bit for bit on a CPU with the same number of threads); it is rewritten every
+    `checkpoint_every` steps and stays until the caller removes it.
     """
     start = now(config.device)
-    num_classes = len(data.train.class_names)
-    torch.manual_seed(config.seed)
-    network = SegmentationNetwork(num_classes, config.embedding_dim).to(config.device)
-    proac = None
-    if config.proac_weight > 0:
-        proac = ProACLoss(
-            num_classes, config.embedding_dim, temperature=config.temperature, ignore_index=IGNORE_INDEX
-        ).to(config.device)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.learning_rate, total_steps=config.iterations, pct_start=0.1
-    )
-    history: list[StepRecord] = []
-    source = batches(data.train, config.batch_size, config.crop, config.seed)
-    for step in range(config.iterations):
-        images, labels = (tensor.to(config.device) for tensor in next(source))
-        network.train()
-        optimizer.zero_grad()
-        record = training_step(network, proac, config, images, labels, optimizer)
-        schedule.step()
-        history.append(record)
+    training = Training(config, data, target)
+    if checkpoint is not None and checkpoint.exists():
+        load_checkpoint(training, checkpoint)
+    for step in range(len(training.history), config.iterations):
+        record = training.step()
         if on_step:
             on_step(step, record)
+        if checkpoint is not None and (step + 1) % checkpoint_every == 0:
+            save_checkpoint(training, checkpoint)
+    network, proac = training.network, training.proac
     validation, test = (evaluate(network, part, config.device) for part in (data.validation, data.test))
     memory = None
-    if proac is not None:  # looked at on the last batch, after training: watching every step would slow them
+    # Looked at on the last batch, after training: watching every step would slow them.
+    if proac is not None and training.last_batch is not None:
+        images, labels = training.last_batch
         with torch.no_grad():
             _, features = network(images)
         memory = loss_memory(lambda x: proac(x, labels), features)
-    return TrainResult(config, network, validation, test, history, now(config.device) - start, memory)
-
-
-def training_step(
-    network: SegmentationNetwork,
-    proac: ProACLoss | None,
-    config: TrainConfig,
-    images: Tensor,
-    labels: Tensor,
-    optimizer: torch.optim.Optimizer,
-) -> StepRecord:
-    """Forward, losses, backward and update on one batch; each loss is timed by itself (see run_loss)."""
-    start = now(config.device)
-    logits, features = network(images, embed=proac is not None)
-    ce = run_loss(lambda x: cross_entropy(x, labels), logits)
-    outputs, gradients = [logits], [ce.gradient]
-    contrast = None
-    if proac is not None:
-        contrast = run_loss(lambda x: proac(x, labels), features)
-        outputs.append(features)
-        gradients.append(config.proac_weight * contrast.gradient)
-    # One backward through the network, from all loss terms at once.
-    torch.autograd.backward(outputs, gradients)
-    optimizer.step()
-    return StepRecord(
-        cross_entropy=ce.value,
-        proac=contrast.value if contrast else None,
-        seconds=now(config.device) - start,
-        cross_entropy_seconds=ce.seconds,
-        proac_seconds=contrast.seconds if contrast else None,
-    )
+    return TrainResult(config, network, proac, validation, test, training.history, now(config.device) - start, memory)
