@@ -50,18 +50,27 @@ SASS = {
 }
 
 
-def stage_launches(compiler: object, dtype: torch.dtype, channels: int, classes: int, sampled: bool = False) -> None:
-    """Every stage once, as a step with learnable prototypes would launch it, on (2, D, 32, 64) features."""
+def stage_launches(
+    compiler: object,
+    dtype: torch.dtype,
+    channels: int,
+    classes: int,
+    sampled: bool = False,
+    size: tuple[int, int, int] = (2, 32, 64),
+    label_size: tuple[int, int] = (32, 64),
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> None:
+    """Every stage once, as a step with learnable prototypes would launch it; ``size`` is (B, h, w) of the features."""
     from triton_offline import instead_of_launching
 
     from proac_cuda.triton import launch
 
     real = torch.float64 if dtype == torch.float64 else torch.float32
-    features = torch.zeros(2, channels, 32, 64, dtype=dtype)
-    labels = torch.zeros(2, 32, 64, dtype=torch.int64)
+    features = torch.empty(size[0], channels, *size[1:], dtype=dtype).to(memory_format=memory_format)
+    labels = torch.empty(size[0], *label_size, dtype=torch.int64)
     prototypes = torch.zeros(classes, channels, dtype=real)
     statistics, sums = torch.zeros(6, classes, dtype=real), torch.zeros(2, classes, dtype=real)
-    positive, one = torch.zeros(2, 32, 64, dtype=real), torch.ones((), dtype=real)
+    positive, one = torch.empty(size, dtype=real), torch.ones((), dtype=real)
     rng_state = torch.zeros(2, dtype=torch.int64)
     with instead_of_launching(compiler):
         if sampled:

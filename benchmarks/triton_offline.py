@@ -37,13 +37,19 @@ def target_of(architecture: str) -> GPUTarget:
     return GPUTarget("cuda", int(architecture.removeprefix("sm_")), 32)
 
 
+def bind(kernel: Any, arguments: dict[str, Any], backend: Any) -> tuple[dict[str, Any], list[Any], dict[str, Any]]:
+    """(arguments by name, what Triton specialises the kernel on, options), as Triton's own launch has them."""
+    binder = create_function_from_signature(kernel.signature, kernel.params, backend)
+    bound, specialization, options = binder(**arguments)
+    return bound, specialization, options
+
+
 def compile_launch(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any], architecture: str) -> Launch:
     """Compile one launch for ``architecture``."""
     target = target_of(architecture)
     backend = make_backend(target)
-    binder = create_function_from_signature(kernel.signature, kernel.params, backend)
     known = {"debug": False, "instrumentation_mode": ""}
-    bound, specialization, options = binder(**arguments, **known)
+    bound, specialization, options = bind(kernel, {**arguments, **known}, backend)
     options, signature, constants, attributes = kernel._pack_args(
         backend, {**arguments, **known}, bound, specialization, options
     )
@@ -64,9 +70,23 @@ class Compiler:
         self.launches.append(compile_launch(kernel, grid, arguments, self.architecture))
 
 
+class Variants:
+    """Launches are only looked at: ``found`` has the distinct things that each kernel would be compiled for."""
+
+    def __init__(self, architecture: str) -> None:
+        self.architecture = architecture
+        self.backend = make_backend(target_of(architecture))
+        self.found: dict[str, set[str]] = {}
+
+    def run(self, kernel: Any, grid: tuple[int, ...], **arguments: Any) -> None:
+        """As ``launch.run``, but nothing is started."""
+        _, specialization, options = bind(kernel, arguments, self.backend)
+        self.found.setdefault(kernel.__name__, set()).add(str((specialization, options)))
+
+
 @contextlib.contextmanager
-def instead_of_launching(compiler: Compiler) -> Iterator[Compiler]:
-    """Inside, the stage functions of ``launch`` compile instead of launching."""
+def instead_of_launching(compiler: Any) -> Iterator[Any]:
+    """Inside, the stage functions of ``launch`` go to ``compiler.run`` instead of the GPU."""
     saved = launch.run, launch.architecture
     launch.run, launch.architecture = compiler.run, lambda device: compiler.architecture
     try:

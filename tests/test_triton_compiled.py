@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import compiled_facts  # noqa: E402
 import triton_ptxsim  # noqa: E402
-from triton_offline import Compiler, instead_of_launching  # noqa: E402
+from triton_offline import Compiler, Variants, instead_of_launching  # noqa: E402
 
 from proac_cuda import reference  # noqa: E402
 from proac_cuda.triton import launch  # noqa: E402
@@ -49,6 +49,21 @@ def test_no_spills(architecture, dtype, classes):
 def test_the_smallest_of_each_architecture(architecture):
     rows = compiled_facts.triton_rows([architecture], ["bfloat16"], [19])
     assert all(row.spilled == 0 for row in rows)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_no_compilation_for_each_new_size(layout):
+    """Batches, crops and label sizes of a training run: a kernel is compiled anew only where P turns odd."""
+    variants = Variants("sm_90")
+    for batch in (1, 2, 3, 8):
+        for height, width in ((32, 32), (33, 33), (128, 128), (97, 129), (64, 100), (1, 7)):
+            for larger in (1, 4, 8):
+                label_size = (height * larger - (larger > 1), width * larger - (larger > 1))
+                size = batch, height, width
+                compiled_facts.stage_launches(variants, torch.bfloat16, 64, 19, True, size, label_size, layout)
+    stages = {"count_digits_kernel": 3, "pick_digit_kernel": 4, "prepare_kernel": 2}  # digits; forward and backward
+    for name, found in variants.found.items():
+        assert len(found) <= 2 * stages.get(name, 1), (name, len(found))
 
 
 @pytest.mark.parametrize(

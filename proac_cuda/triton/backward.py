@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from .forward import add_to_log_sum
-from .pixels import members, read_pixels, tile_of_pixels
+from .pixels import kernel, members, read_pixels, tile_of_pixels
 from .prepare import CONTRAST, LOG_Z, NEGATIVE_SCALE, PIXEL_SCALE, POSITIVE_SCALE
 from .vectors import (
     add_products,
@@ -196,7 +196,7 @@ def store_gradient(
     tl.store(pointer + offset, round_to(dx, x.dtype, INTERPRETED), mask=(d < D)[:, None] & inside[None, :])
 
 
-@triton.jit
+@kernel
 def feature_gradient_kernel(
     features, grad_features, anchors, coefficients, labels, weights, thresholds, rng_state,
     inverse_temperature: "fp64", ignore_index, classes, P, tiles_per_image,

@@ -8,6 +8,7 @@ more classes than fit into one block; backward 2, and 2 more where the prototype
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from .layout import Pixels, label_arguments, lay_out
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 
 
+@functools.cache
 def architecture(device: torch.device) -> str:
     """ "sm_80", "gfx942" and the like; "interpreter" on CPU tensors."""
     if device.type != "cuda":
@@ -122,7 +124,7 @@ def select_negatives(
     arguments = label_arguments(labels, pixel_weight, spatial, ignore_index)
     with _on(features):
         for number, (of_index, shift) in enumerate(digits):
-            digit = {"FIRST": number == 0, "OF_INDEX": of_index, "SHIFT": shift, "K": num_classes}
+            digit = {"FIRST": number == 0, "OF_INDEX": of_index, "shift": shift, "K": num_classes}
             if total:
                 run(
                     selection.count_digits_kernel, (total, 1 if number == 0 else triton.cdiv(num_classes, classes)),
