@@ -9,8 +9,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .backward import gradient_of_similarities, normaliser_of_pixels, operands
+from .backward import gradient_of_similarities, operands
 from .forward import similarities
+from .gradient_by_classes import normaliser_of_pixels
 from .pixels import kernel, read_pixels, tile_of_pixels
 from .vectors import EPS, dot, load_features
 
