@@ -1,6 +1,6 @@
 """What the compilers made of the kernels, without a GPU: registers, spills, shared memory, machine instructions.
 
-    python -m benchmarks.compiled_facts [--architectures sm_80,sm_90] [--dtypes float32,bfloat16] [--classes 19,150]
+    python -m benchmarks.compiled_facts [--architectures sm_80,sm_90] [--dtypes float32,bfloat16] [--classes 19,150] [--jobs 2]
 
 Each provider yields rows; ``PROVIDERS`` names them, so that another compiler's kernels are one more entry.
 """
@@ -8,11 +8,15 @@ Each provider yields rows; ``PROVIDERS`` names them, so that another compiler's 
 from __future__ import annotations
 
 import argparse
+import itertools
+import multiprocessing
+import os
 import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,10 +34,12 @@ class Row(NamedTuple):
 
     compiler: str
     kernel: str
+    architecture: str  #: this and the next five are of the Cell
     dtype: str
-    channels: int
     classes: int
-    architecture: str
+    channels: int
+    everything: bool
+    channels_last: bool
     registers: int
     spilled: int  #: bytes of stack and local memory of a thread
     shared: int  #: bytes, static and dynamic
@@ -50,54 +56,93 @@ SASS = {
 }
 
 
-def stage_launches(compiler: object, dtype: torch.dtype, channels: int, classes: int, sampled: bool = False) -> None:
-    """Every stage once, as a step with learnable prototypes would launch it, on (2, D, 32, 64) features."""
+class Cell(NamedTuple):
+    """What a step is compiled for."""
+
+    architecture: str
+    dtype: str
+    classes: int
+    channels: int = 256
+    everything: bool = False  #: weights, sampled sets, the twin and diagnostics
+    channels_last: bool = False
+
+
+def stage_launches(
+    compiler: object, cell: Cell, size: tuple[int, int, int] = (2, 32, 64), label_size: tuple[int, int] = (32, 64)
+) -> None:
+    """Every stage once, as a step with learnable prototypes would launch it; ``size`` is (B, h, w) of the features."""
     from triton_offline import instead_of_launching
 
     from proac_cuda.triton import launch
 
+    dtype, classes = getattr(torch, cell.dtype), cell.classes
     real = torch.float64 if dtype == torch.float64 else torch.float32
-    features = torch.zeros(2, channels, 32, 64, dtype=dtype)
-    labels = torch.zeros(2, 32, 64, dtype=torch.int64)
-    prototypes = torch.zeros(classes, channels, dtype=real)
+    memory_format = torch.channels_last if cell.channels_last else torch.contiguous_format
+    features = torch.empty(size[0], cell.channels, *size[1:], dtype=dtype).to(memory_format=memory_format)
+    labels = torch.empty(size[0], *label_size, dtype=torch.int64)
+    prototypes = torch.zeros(classes, cell.channels, dtype=real)
     statistics, sums = torch.zeros(6, classes, dtype=real), torch.zeros(2, classes, dtype=real)
-    positive, one = torch.zeros(2, 32, 64, dtype=real), torch.ones((), dtype=real)
+    positive, one = torch.empty(size, dtype=real), torch.ones((), dtype=real)
     rng_state = torch.zeros(2, dtype=torch.int64)
+    weight, class_weight, sets, alpha = None, None, (None, None), 0.0
+    if cell.everything:
+        weight, class_weight, alpha = torch.ones(labels.shape, dtype=real), torch.ones(classes, dtype=real), 0.5
+        sets = torch.zeros(classes, 2, dtype=torch.int64), rng_state
+    pixels, more = (features, labels, weight), cell.everything
     with instead_of_launching(compiler):
-        if sampled:
-            launch.select_negatives(features, labels, None, rng_state, 100, classes, 255)
-        launch.class_statistics(features, labels, None, prototypes, None, None, 0.1, 255, False, False)
-        launch.positive_sums(positive, labels, None, statistics, 255, False)
-        launch.reduce_loss(statistics, sums, None, 0.0, 1)
+        launch.select_negatives(*pixels, rng_state, 100, classes, 255)
+        launch.class_statistics(*pixels, prototypes, *sets, 0.1, 255, more, more)
+        launch.positive_sums(positive, labels, weight, statistics, 255, more)
+        launch.reduce_loss(statistics, sums, class_weight, alpha, 1)
         launch.loss_gradients(
-            features, labels, None, prototypes, None, None, statistics, sums, None, one,
-            0.1, 255, False, 0.0, 1, True, True,
+            *pixels, prototypes, *sets, statistics, sums, class_weight, one, 0.1, 255, more, alpha, 1, True, True
         )  # fmt: skip
 
 
-def triton_rows(architectures: Iterable[str], dtypes: Iterable[str], classes: Iterable[int]) -> Iterator[Row]:
-    """Triton's kernels at D = 256. A kernel that is launched twice alike gives one row."""
+def triton_rows(cells: Iterable[Cell], jobs: int = 1) -> Iterator[Row]:
+    """Triton's kernels; what several cells launch alike gives one row, with the first of them."""
+    from triton_offline import Variants
+
+    found: dict[tuple[str, str, str], Cell] = {}
+    for cell in cells:
+        variants = Variants(cell.architecture)
+        stage_launches(variants, cell)
+        for name, keys in variants.found.items():
+            for key in sorted(keys):
+                found.setdefault((cell.architecture, name, key), cell)
+    tasks = [(cell, name, key) for (_, name, key), cell in found.items()]
+    if jobs == 1:
+        yield from map(triton_row, tasks)
+        return
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), os.nice, (10,)) as pool:
+        yield from pool.map(triton_row, tasks)
+
+
+def triton_row(task: tuple[Cell, str, str]) -> Row:
+    """Compile the launch of a cell that has this kernel's name and is specialised like this."""
     from triton_offline import Compiler
 
-    for architecture in architectures:
-        for dtype in dtypes:
-            for count in classes:
-                compiler = Compiler(architecture)
-                stage_launches(compiler, getattr(torch, dtype), 256, count, sampled=True)
-                seen = set()
-                for launch in compiler.launches:
-                    metadata = launch.compiled.metadata
-                    registers, spilled, sass = cubin_facts(launch.compiled.asm["cubin"])
-                    row = Row(
-                        "triton", launch.name, dtype, 256, count, architecture, registers, spilled, metadata.shared,
-                        metadata.num_warps, **sass,
-                    )  # fmt: skip
-                    if row not in seen:
-                        seen.add(row)
-                        yield row
+    cell, name, key = task
+    compiler = Compiler(cell.architecture, (name, key))
+    stage_launches(compiler, cell)
+    compiled = compiler.launches[0].compiled
+    registers, spilled, sass = cubin_facts(compiled.asm["cubin"])
+    metadata = compiled.metadata
+    return Row("triton", name, *cell, registers, spilled, metadata.shared, metadata.num_warps, **sass)
 
 
-PROVIDERS: dict[str, Callable[[Iterable[str], Iterable[str], Iterable[int]], Iterator[Row]]] = {"triton": triton_rows}
+def cells_of(architectures: Iterable[str], dtypes: Iterable[str], classes: Iterable[int]) -> list[Cell]:
+    """The grid of the table: both layouts, and every option at once."""
+    cells = []
+    for architecture, dtype, count in itertools.product(architectures, dtypes, classes):
+        cells.append(Cell(architecture, dtype, count))
+        if dtype != "float64":
+            cells.append(Cell(architecture, dtype, count, everything=True))
+            cells.append(Cell(architecture, dtype, count, channels_last=True))
+    return cells
+
+
+PROVIDERS: dict[str, Callable[[Iterable[Cell], int], Iterator[Row]]] = {"triton": triton_rows}
 
 
 def cubin_facts(cubin: bytes) -> tuple[int, int, dict[str, int]]:
@@ -126,12 +171,14 @@ def main() -> None:
     parser.add_argument("--architectures", default=",".join(ARCHITECTURES))
     parser.add_argument("--dtypes", default="float32,bfloat16,float16,float64")
     parser.add_argument("--classes", default="19,150")
+    parser.add_argument("--jobs", type=int, default=1, help="processes that compile")
     options = parser.parse_args()
     print("| " + " | ".join(name.replace("_", " ") for name in Row._fields) + " |")
     print("|" + "---|" * len(Row._fields))
     classes = [int(count) for count in options.classes.split(",")]
+    cells = cells_of(options.architectures.split(","), options.dtypes.split(","), classes)
     for compiler in options.compilers.split(","):
-        for row in PROVIDERS[compiler](options.architectures.split(","), options.dtypes.split(","), classes):
+        for row in PROVIDERS[compiler](cells, options.jobs):
             print("| " + " | ".join(map(str, row)) + " |", flush=True)
 
 

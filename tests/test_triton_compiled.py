@@ -16,54 +16,72 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import compiled_facts  # noqa: E402
 import triton_ptxsim  # noqa: E402
-from triton_offline import Compiler, instead_of_launching  # noqa: E402
+from compiled_facts import Cell  # noqa: E402
+from triton_offline import Compiler, Variants, instead_of_launching  # noqa: E402
 
 from proac_cuda import reference  # noqa: E402
 from proac_cuda.triton import launch  # noqa: E402
 
 
-def _cells():
-    """Every architecture, dtype and number of classes; all but a few cost a minute of compilation each."""
-    for architecture in compiled_facts.ARCHITECTURES:
-        for dtype in ("float32", "bfloat16", "float16", "float64"):
-            for classes in (19, 150):
-                few = architecture == "sm_80" and dtype in ("float32", "bfloat16") and classes == 19
-                yield pytest.param(
-                    architecture, dtype, classes, marks=pytest.mark.slow if few else pytest.mark.exhaustive
-                )
-
-
-@pytest.mark.parametrize(("architecture", "dtype", "classes"), _cells())
-def test_no_spills(architecture, dtype, classes):
-    rows = list(compiled_facts.triton_rows([architecture], [dtype], [classes]))
-    assert len({row.kernel for row in rows}) >= 10
+def _check(cells, jobs=1):
+    """No spills, shared memory that fits, tensor cores where there are some for the dtype."""
+    rows = list(compiled_facts.triton_rows(cells, jobs))
+    assert len({row.kernel for row in rows}) >= 11
+    wrong = [row for row in rows if row.spilled or row.local_accesses]
+    wrong += [row for row in rows if row.shared > compiled_facts.SHARED_LIMIT[row.architecture]]
+    products = ("class_statistics_kernel", "feature_gradient_kernel", "gradient_by_classes_kernel")
     for row in rows:
-        assert row.spilled == 0 and row.local_accesses == 0, row
-        assert row.shared <= compiled_facts.SHARED_LIMIT[architecture], row
-    products = [row for row in rows if row.kernel in ("class_statistics_kernel", "feature_gradient_kernel")]
-    if not (dtype == "float64" and architecture != "sm_80"):
-        assert all(row.tensor_core > 0 for row in products), products
+        if row.kernel in products and not row.tensor_core and (row.dtype != "float64" or row.architecture == "sm_80"):
+            wrong.append(row)
+    assert not wrong, "\n".join(map(str, wrong))
 
 
 @pytest.mark.parametrize("architecture", compiled_facts.ARCHITECTURES)
-def test_the_smallest_of_each_architecture(architecture):
-    rows = compiled_facts.triton_rows([architecture], ["bfloat16"], [19])
-    assert all(row.spilled == 0 for row in rows)
+def test_no_spills(architecture):
+    _check([Cell(architecture, "bfloat16", 19)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_120"])
+def test_no_spills_with_every_option(architecture):
+    _check([Cell(architecture, dtype, 19, everything=True) for dtype in ("bfloat16", "float32")])
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("architecture", compiled_facts.ARCHITECTURES)
+def test_no_spills_in_the_whole_table(architecture):
+    """A quarter of an hour of processor time each."""
+    dtypes = "float32", "bfloat16", "float16", "float64"
+    _check(compiled_facts.cells_of([architecture], dtypes, [19, 150]), jobs=2)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_no_compilation_for_each_new_size(channels_last):
+    """Batches, crops and label sizes of a training run: a kernel is compiled anew only where P turns odd."""
+    cell = Cell("sm_90", "bfloat16", 19, 64, channels_last=channels_last)
+    variants = Variants(cell.architecture)
+    for batch in (1, 2, 3, 8):
+        for height, width in ((32, 32), (33, 33), (128, 128), (97, 129), (64, 100), (1, 7)):
+            for larger in (1, 4, 8):
+                label_size = (height * larger - (larger > 1), width * larger - (larger > 1))
+                size = batch, height, width
+                compiled_facts.stage_launches(variants, cell, size, label_size)
+    stages = {"count_digits_kernel": 3, "pick_digit_kernel": 4, "prepare_kernel": 2}  # digits; forward and backward
+    for name, found in variants.found.items():
+        assert len(found) <= 2 * stages.get(name, 1), (name, len(found))
 
 
 @pytest.mark.parametrize(
     "dtype",
     [
-        pytest.param(
-            dtype, marks=pytest.mark.slow if dtype == torch.bfloat16 else pytest.mark.exhaustive, id=str(dtype)
-        )
-        for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+        pytest.param(dtype, marks=pytest.mark.slow if dtype == "bfloat16" else pytest.mark.exhaustive)
+        for dtype in ("float32", "bfloat16", "float16", "float64")
     ],
 )
 @pytest.mark.parametrize("architecture", ["gfx90a", "gfx942"])
 def test_compiles_for_amd(architecture, dtype):
     compiler = Compiler(architecture)
-    compiled_facts.stage_launches(compiler, dtype, 64, 19, sampled=True)
+    compiled_facts.stage_launches(compiler, Cell(architecture, dtype, 19, 64, everything=True))
     for compiled in compiler.launches:
         assert compiled.compiled.asm["hsaco"]
         assert compiled.compiled.metadata.shared <= 64 << 10, compiled.name

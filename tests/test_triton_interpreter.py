@@ -83,22 +83,29 @@ def test_importing_the_package_imports_no_kernels():
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="needs TRITON_INTERPRET=1")
+@pytest.mark.parametrize("backward", ["features held", "features streamed", "some kept", "none kept"])
 @pytest.mark.parametrize(
     "dtype, channels, classes",
     [(torch.float32, 140, 37)] + [(dtype, 72, 5) for dtype in (torch.float64, torch.bfloat16, torch.float16)],
     ids=str,
 )
-def test_every_loop_goes_round(monkeypatch, dtype, channels, classes):
+def test_every_loop_goes_round(monkeypatch, dtype, channels, classes, backward):
     """Tiles so small that pixels, classes, channels and chunks all come in several, the last of each ragged."""
     import proac_cuda
     from compare import gradient_tolerance
     from proac_cuda.triton import tiles
 
+    sizes = {
+        "features held": {"DO": 256 if channels > 128 else 128, "DG": 64},
+        "features streamed": {"DO": 64, "DG": 32},
+        "some kept": {"KEPT": 32},
+        "none kept": {"KEPT": 0},
+    }[backward]
     monkeypatch.setattr(tiles, "MAX_CHUNKS", 3)
     monkeypatch.setattr(tiles, "MAX_PROTOTYPE_CHUNKS", 2)
-    monkeypatch.setattr(tiles, "forward_tiles", lambda *_: tiles.Tiles(16, 16, 16, 0, 0, 4, 1))
-    monkeypatch.setattr(tiles, "backward_tiles", lambda *_: tiles.Tiles(16, 32, 16, 64, 32, 4, 1))
-    monkeypatch.setattr(tiles, "prototype_tiles", lambda *_: tiles.Tiles(16, 16, 16, 32, 0, 4, 1))
+    monkeypatch.setattr(tiles, "forward_tiles", lambda *_: tiles.Tiles(16, 16, 16, 4, 1))
+    monkeypatch.setattr(tiles, "backward_tiles", lambda *_: tiles.Tiles(16, 32, 16, 4, 1, **sizes))
+    monkeypatch.setattr(tiles, "prototype_tiles", lambda *_: tiles.Tiles(16, 16, 16, 4, 1, DO=32))
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(2, channels, 3, 13, generator=generator).to(dtype)
     labels = torch.randint(0, classes, (2, 6, 11), generator=generator)

@@ -4,9 +4,13 @@ S is recomputed from the features; what comes from the forward pass are numbers 
 
     g_i = (1/tau) sum_k G_ki phat_k      <g_i, xhat_i> = sum_k G_ki S_ki      dx_i = (g_i - <g_i, xhat_i> xhat_i) / |x_i|
 
-so one loop over blocks of classes gives both sums. A program holds the features of its tile in registers from S to dx:
-each is read once and each gradient written once, up to D = DO. Beyond that a program makes DO channels of the gradient
-and streams the others through, once to find |x| and once for each block of classes.
+A program of the kernel here has S of its tile for all classes in registers, as a tuple of blocks, and turns it into G there;
+then g is made block by block of channels. The first KEPT channels of the features stay in registers from S to dx; those
+beyond are read a second time, by the same program. What all programs under way have read since is their tiles, BM x D
+features each: with 132 multiprocessors, two programs on each, D = 256 and float32, 17 MB. That is below the L2 cache of the
+GPUs with this many multiprocessors (40 MB and more), so that device memory should serve each feature once.
+
+:mod:`.gradient_by_classes` has the kernel for more classes.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ import triton
 import triton.language as tl
 
 from .forward import add_to_log_sum
-from .pixels import members, read_pixels, tile_of_pixels
+from .pixels import kernel, members, read_pixels, tile_of_pixels
 from .prepare import CONTRAST, LOG_Z, NEGATIVE_SCALE, PIXEL_SCALE, POSITIVE_SCALE
 from .vectors import (
     add_products,
@@ -30,61 +34,45 @@ from .vectors import (
 
 
 @triton.jit
-def load_blocks(
-    features, anchors, image, pixel, inside, d0, strides,
-    D: tl.constexpr, K_PAD: tl.constexpr, D_PAD: tl.constexpr, KB: tl.constexpr, BD: tl.constexpr, DO: tl.constexpr,
-    FIRST_PRODUCTS: tl.constexpr, REAL: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
+def add_products_of_blocks(
+    totals, anchors, x, d, K_PAD: tl.constexpr, D_PAD: tl.constexpr, KB: tl.constexpr,
+    PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """DO channels of a tile from d0 on, as a tuple of blocks (BD, BM), and 1/|x|; on the way <phat_k, x> of KB classes.
-
-    All of it block by block: a block that is needed again later would stay in the registers in two layouts.
-    """
-    blocks = ()
-    total = tl.full((KB, pixel.shape[0]), 0.0, REAL)
-    squares = tl.full((BD, pixel.shape[0]), 0.0, REAL)
-    far_squares = squares
-    for part in tl.static_range(DO // BD):
-        d = d0 + part * BD + tl.arange(0, BD)
-        x = load_features(features, image, pixel, inside, d, strides, D)
-        if FIRST_PRODUCTS:
-            total = add_products(total, anchors, x, tl.arange(0, KB), d, K_PAD, D_PAD, PRECISION, INTERPRETED)
-        squares, far_squares = add_squares(squares, far_squares, x.to(REAL))
-        blocks = blocks + (x,)
-    if D > DO:  # these blocks are not all of x
-        squares = tl.full((BD, pixel.shape[0]), 0.0, REAL)
-        far_squares = squares
-        for d1 in range(0, D, BD):
-            x = load_features(features, image, pixel, inside, d1 + tl.arange(0, BD), strides, D)
-            squares, far_squares = add_squares(squares, far_squares, x.to(REAL))
-    _, inverse = norm_and_inverse(tl.sum(squares, 0), tl.sum(far_squares, 0))
-    return blocks, inverse, total
+    """A tuple of <phat_k, x>, one (KB, BM) for each block of classes, and what the channels d of x (BD, BM) add to it."""
+    grown = ()
+    for block in tl.static_range(len(totals)):
+        k = block * KB + tl.arange(0, KB)
+        grown = grown + (add_products(totals[block], anchors, x, k, d, K_PAD, D_PAD, PRECISION, INTERPRETED),)
+    return grown
 
 
 @triton.jit
-def products(
-    blocks, features, anchors, image, pixel, inside, k0, classes, k, strides,
-    K: tl.constexpr, D: tl.constexpr, K_PAD: tl.constexpr, D_PAD: tl.constexpr, BD: tl.constexpr, RESIDENT: tl.constexpr,
-    REAL: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
+def products_and_features(
+    features, anchors, image, pixel, inside, strides,
+    K: tl.constexpr, D: tl.constexpr, K_PAD: tl.constexpr, D_PAD: tl.constexpr, KB: tl.constexpr, BD: tl.constexpr,
+    KEPT: tl.constexpr, REAL: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """<phat_k, x_i>, (KB, BM), from the blocks in registers or, where those are not all channels, from memory."""
-    total = tl.full((k.shape[0], pixel.shape[0]), 0.0, REAL)
-    if RESIDENT:
-        for part in tl.static_range(len(blocks)):
-            d = part * BD + tl.arange(0, BD)
-            # x as it is, but tied to the loop over classes: else the compiler keeps a second copy of all of x, in the form that
-            # tensor cores take, across the loop, and registers or shared memory run out. That form is made by arithmetic
-            # where the dtype is wide, and then the zero must not be known before run time.
-            if blocks[part].dtype == REAL:
-                x = blocks[part] + tl.where(k0 < classes, 0.0, 1.0)
-            else:
-                x = tl.where(k0 < K, blocks[part], 0.0).to(blocks[part].dtype)
-            total = add_products(total, anchors, x, k, d, K_PAD, D_PAD, PRECISION, INTERPRETED)
-    else:
-        for d0 in range(0, D, BD):
+    """<phat_k, x_i> of all classes, 1/|x|, and KEPT channels of the features, as a tuple of blocks (BD, BM)."""
+    totals = ()
+    for _ in tl.static_range(tl.cdiv(K, KB)):
+        totals = totals + (tl.full((KB, pixel.shape[0]), 0.0, REAL),)
+    kept = ()
+    squares = tl.full((BD, pixel.shape[0]), 0.0, REAL)
+    far_squares = squares
+    for part in tl.static_range(KEPT // BD):
+        d = part * BD + tl.arange(0, BD)
+        x = load_features(features, image, pixel, inside, d, strides, D)
+        totals = add_products_of_blocks(totals, anchors, x, d, K_PAD, D_PAD, KB, PRECISION, INTERPRETED)
+        squares, far_squares = add_squares(squares, far_squares, x.to(REAL))
+        kept = kept + (x,)
+    if KEPT < D:
+        for d0 in range(KEPT, D, BD):
             d = d0 + tl.arange(0, BD)
             x = load_features(features, image, pixel, inside, d, strides, D)
-            total = add_products(total, anchors, x, k, d, K_PAD, D_PAD, PRECISION, INTERPRETED)
-    return total
+            totals = add_products_of_blocks(totals, anchors, x, d, K_PAD, D_PAD, KB, PRECISION, INTERPRETED)
+            squares, far_squares = add_squares(squares, far_squares, x.to(REAL))
+    _, inverse = norm_and_inverse(tl.sum(squares, 0), tl.sum(far_squares, 0))
+    return totals, inverse, kept
 
 
 @triton.jit
@@ -107,26 +95,6 @@ def gradient_of_similarities(
         kept = (label >= 0)[None, :] & (k < K)[:, None]
         grad += tl.where(kept, scale[None, :] * softmax, 0.0)
     return grad
-
-
-@triton.jit
-def normaliser_of_pixels(
-    blocks, features, anchors, image, pixel, inside, inverse, classes, strides,
-    K: tl.constexpr, D: tl.constexpr, K_PAD: tl.constexpr, D_PAD: tl.constexpr, KB: tl.constexpr, BD: tl.constexpr,
-    RESIDENT: tl.constexpr, REAL: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
-):  # fmt: skip
-    """logsumexp_c S_ci of a tile's pixels; ``inverse`` is 1/(|x| tau)."""
-    top = tl.full(inverse.shape, float("-inf"), REAL)
-    total = tl.full(inverse.shape, 0.0, REAL)
-    for k0 in range(0, K, KB):
-        k = k0 + tl.arange(0, KB)
-        cosines = products(
-            blocks, features, anchors, image, pixel, inside, k0, classes, k, strides,
-            K, D, K_PAD, D_PAD, BD, RESIDENT, REAL, PRECISION, INTERPRETED,
-        )  # fmt: skip
-        s = tl.where((k < K)[:, None], cosines * inverse[None, :], float("-inf"))
-        top, total = add_to_log_sum(top, total, s, 0)
-    return top + tl.log(total)
 
 
 @triton.jit
@@ -174,20 +142,9 @@ def add_gradient(
 
 @triton.jit
 def store_gradient(
-    grad_features,
-    image,
-    pixel,
-    inside,
-    d,
-    strides,
-    g,
-    x,
-    along,
-    inverse,
-    kept,
-    D: tl.constexpr,
-    INTERPRETED: tl.constexpr,
-):
+    grad_features, image, pixel, inside, d, strides, g, x, along, inverse, kept,
+    D: tl.constexpr, INTERPRETED: tl.constexpr,
+):  # fmt: skip
     """(11): dx = (g - <g, xhat> xhat) / |x| of a block of channels, exactly 0 outside V."""
     unit = x.to(g.dtype) * inverse[None, :]
     dx = tl.where(kept[None, :], (g - along[None, :] * unit) * inverse[None, :], 0.0)
@@ -197,99 +154,82 @@ def store_gradient(
 
 
 @triton.jit
+def gradient_block(
+    anchors, d, coefficients_of_blocks, BM: tl.constexpr, K_PAD: tl.constexpr, D_PAD: tl.constexpr, KB: tl.constexpr,
+    REAL: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    """(11): g (BD, BM) of the channels d, summed over all blocks of classes."""
+    g = tl.full((d.shape[0], BM), 0.0, REAL)
+    for block in tl.static_range(len(coefficients_of_blocks)):
+        k = block * KB + tl.arange(0, KB)
+        g = add_gradient(g, anchors, k, d, coefficients_of_blocks[block], K_PAD, D_PAD, PRECISION, INTERPRETED)
+    return g
+
+
+@kernel
 def feature_gradient_kernel(
     features, grad_features, anchors, coefficients, labels, weights, thresholds, rng_state,
-    inverse_temperature: "fp64", ignore_index, classes, P, tiles_per_image,
+    inverse_temperature: "fp64", ignore_index, P, tiles_per_image,
     strides, grad_strides, size, label_size, scale, label_strides, weight_strides,
     K: tl.constexpr, D: tl.constexpr, K_PAD: tl.constexpr, D_PAD: tl.constexpr, PIXEL_ANCHOR: tl.constexpr,
-    KB: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr, DO: tl.constexpr, DG: tl.constexpr,
+    KB: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr, KEPT: tl.constexpr,
     PRECISION: tl.constexpr, INDEX: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """(11) for a tile of pixels (program axis 0) and DO channels (axis 1); ``classes`` is K once more, at run time."""
+    """(11) for a tile of pixels and all classes at once."""
     REAL: tl.constexpr = coefficients.dtype.element_ty
     DTYPE: tl.constexpr = features.dtype.element_ty
-    RESIDENT: tl.constexpr = D <= DO
-    BLOCKS: tl.constexpr = DO // BD
     image, pixel, index, inside = tile_of_pixels(tl.program_id(0), tiles_per_image, P, BM, INDEX)
     label, weight, _, _, _, _ = read_pixels(
         index, inside, labels, label_strides, weights, weight_strides, size, label_size, scale, ignore_index, K, REAL
     )
-    d_first = tl.program_id(1) * DO
     tau_inverse = tl.full((), inverse_temperature, REAL)
-    x, inverse, total = load_blocks(
-        features, anchors, image, pixel, inside, d_first, strides,
-        D, K_PAD, D_PAD, KB, BD, DO, RESIDENT and K <= KB, REAL, PRECISION, INTERPRETED,
+    totals, inverse, kept = products_and_features(
+        features, anchors, image, pixel, inside, strides,
+        K, D, K_PAD, D_PAD, KB, BD, KEPT, REAL, PRECISION, INTERPRETED,
     )  # fmt: skip
+    factor = (inverse * tau_inverse)[None, :]
     normaliser = inverse
     if PIXEL_ANCHOR:
-        normaliser = normaliser_of_pixels(
-            x, features, anchors, image, pixel, inside, inverse * tau_inverse, classes, strides,
-            K, D, K_PAD, D_PAD, KB, BD, RESIDENT, REAL, PRECISION, INTERPRETED,
-        )  # fmt: skip
-    if K <= KB:  # one block of classes: g is made block by block of channels
-        k = tl.arange(0, KB)
-        if not RESIDENT:
-            total = products(
-                x, features, anchors, image, pixel, inside, 0, classes, k, strides,
-                K, D, K_PAD, D_PAD, BD, RESIDENT, REAL, PRECISION, INTERPRETED,
-            )  # fmt: skip
-        s = total * (inverse * tau_inverse)[None, :]
+        top = tl.full((BM,), float("-inf"), REAL)
+        total = tl.full((BM,), 0.0, REAL)
+        for block in tl.static_range(len(totals)):
+            k = block * KB + tl.arange(0, KB)
+            s = tl.where((k < K)[:, None], totals[block] * factor, float("-inf"))
+            top, total = add_to_log_sum(top, total, s, 0)
+        normaliser = top + tl.log(total)
+    along = tl.full((BM,), 0.0, REAL)  # <g, xhat>
+    grads = ()
+    for block in tl.static_range(len(totals)):
+        k = block * KB + tl.arange(0, KB)
+        s = totals[block] * factor
         grad = gradient_of_similarities(
             s, label, weight, normaliser, k, index, coefficients, thresholds, rng_state, K, K_PAD, PIXEL_ANCHOR
         )
-        along = tl.sum(grad * s, 0)  # <g, xhat>
-        grad_operands = operands(grad * tau_inverse, 0, DTYPE, INTERPRETED)
-        for part in tl.static_range(BLOCKS):
-            d = d_first + part * BD + tl.arange(0, BD)
-            g = tl.full((BD, BM), 0.0, REAL)
-            g = add_gradient(g, anchors, k, d, grad_operands, K_PAD, D_PAD, PRECISION, INTERPRETED)
+        along += tl.sum(grad * s, 0)
+        grads = grads + (operands(grad * tau_inverse, 0, DTYPE, INTERPRETED),)
+    for part in tl.static_range(KEPT // BD):
+        d = part * BD + tl.arange(0, BD)
+        g = gradient_block(anchors, d, grads, BM, K_PAD, D_PAD, KB, REAL, PRECISION, INTERPRETED)
+        store_gradient(
+            grad_features,
+            image,
+            pixel,
+            inside,
+            d,
+            grad_strides,
+            g,
+            kept[part],
+            along,
+            inverse,
+            label >= 0,
+            D,
+            INTERPRETED,
+        )
+    if KEPT < D:
+        for d0 in range(KEPT, D, BD):
+            d = d0 + tl.arange(0, BD)
+            g = gradient_block(anchors, d, grads, BM, K_PAD, D_PAD, KB, REAL, PRECISION, INTERPRETED)
+            x = load_features(features, image, pixel, inside, d, strides, D)
             store_gradient(
-                grad_features,
-                image,
-                pixel,
-                inside,
-                d,
-                grad_strides,
-                g,
-                x[part],
-                along,
-                inverse,
-                label >= 0,
-                D,
-                INTERPRETED,
+                grad_features, image, pixel, inside, d, grad_strides, g, x, along, inverse, label >= 0, D, INTERPRETED
             )
-    else:  # several blocks of classes, whose sums g grow together for DG channels; S is made anew for the next DG
-        for first in tl.static_range(0, BLOCKS, DG // BD):
-            sums = ()
-            for _ in tl.static_range(DG // BD):
-                sums = sums + (tl.full((BD, BM), 0.0, REAL),)
-            along = tl.full((BM,), 0.0, REAL)
-            done = tl.full((), 0, tl.int32)
-            for k0 in range(0, K, KB):
-                k = k0 + tl.arange(0, KB)
-                total = products(
-                    x, features, anchors, image, pixel, inside, k0, classes, k, strides,
-                    K, D, K_PAD, D_PAD, BD, RESIDENT, REAL, PRECISION, INTERPRETED,
-                )  # fmt: skip
-                s = total * (inverse * tau_inverse)[None, :]
-                grad = gradient_of_similarities(
-                    s, label, weight, normaliser, k, index, coefficients, thresholds, rng_state, K, K_PAD, PIXEL_ANCHOR
-                )
-                along += tl.sum(grad * s, 0)
-                grad_operands = operands(grad * tau_inverse, 0, DTYPE, INTERPRETED)
-                grown = ()
-                for part in tl.static_range(DG // BD):
-                    d = d_first + (first + part) * BD + tl.arange(0, BD)
-                    grown = grown + (
-                        add_gradient(sums[part], anchors, k, d, grad_operands, K_PAD, D_PAD, PRECISION, INTERPRETED),
-                    )
-                sums = grown
-                done += KB
-            for part in tl.static_range(DG // BD):
-                d = d_first + (first + part) * BD + tl.arange(0, BD)
-                # Always true, and for the same reason as in `products`: one copy of x, not a second in the layout of the sums.
-                own = tl.where(done > 0, x[first + part], 0.0).to(DTYPE)
-                store_gradient(
-                    grad_features, image, pixel, inside, d, grad_strides, sums[part], own, along, inverse,
-                    label >= 0, D, INTERPRETED,
-                )  # fmt: skip

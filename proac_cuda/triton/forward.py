@@ -14,7 +14,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .pixels import members, read_pixels, tile_of_pixels
+from .pixels import kernel, members, read_pixels, tile_of_pixels
 from .vectors import add_products, add_squares, load_features, norm_and_inverse
 
 # Rows of the partial sums of a chunk: those of stages.py, but the log-sum-exp as maximum and sum.
@@ -56,7 +56,7 @@ def add_to_log_sum(maximum, exp_sum, terms, AXIS: tl.constexpr):
     return higher, exp_sum
 
 
-@triton.jit
+@kernel
 def class_statistics_kernel(
     features, anchors, labels, weights, thresholds, rng_state, log_normaliser,
     partials, positive, diagnostics,
@@ -157,7 +157,7 @@ def first_of(values, chosen):
     return tl.sum(tl.where(chosen & (order == first), values, 0), 0), tl.sum(chosen.to(tl.int64), 0)
 
 
-@triton.jit
+@kernel
 def merge_statistics_kernel(
     partials, diagnostics, statistics, merged_diagnostics, chunks, K: tl.constexpr, KB: tl.constexpr, CB: tl.constexpr
 ):
@@ -207,7 +207,7 @@ def merge_statistics_kernel(
             tl.store(merged_diagnostics + 2 * kind + 1, value)
 
 
-@triton.jit
+@kernel
 def log_normaliser_kernel(
     features, anchors, log_normaliser,
     inverse_temperature: "fp64", P, tiles_per_image, strides,
@@ -245,7 +245,7 @@ def log1p_exp(value):
     return tl.where(value != value, value, tl.maximum(value, 0.0) + 2.0 * r * series)
 
 
-@triton.jit
+@kernel
 def positive_sums_kernel(
     positive, labels, weights, statistics, partials,
     ignore_index, P, tiles_per_image, tiles, tiles_per_chunk,

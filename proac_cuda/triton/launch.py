@@ -8,6 +8,7 @@ more classes than fit into one block; backward 2, and 2 more where the prototype
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 from typing import Any, NamedTuple
 
@@ -18,12 +19,13 @@ from torch import Tensor
 
 from .. import stages
 from ..stages import NONE
-from . import backward, forward, prepare, prototype_gradient, selection, tiles
+from . import backward, forward, gradient_by_classes, prepare, prototype_gradient, selection, tiles
 from .layout import Pixels, label_arguments, lay_out
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 
 
+@functools.cache
 def architecture(device: torch.device) -> str:
     """ "sm_80", "gfx942" and the like; "interpreter" on CPU tensors."""
     if device.type != "cuda":
@@ -69,7 +71,7 @@ def _prepare(
     """(1): phat, padded to whole blocks of every kernel that reads it; in backward also the coefficients."""
     num_classes, channels = prototypes.shape
     k_pad = _round_up(num_classes, max(tile.KB for tile in chosen))
-    d_pad = _round_up(channels, max(max(tile.BD, tile.DO) for tile in chosen))
+    d_pad = _round_up(channels, max(max(tile.BD, tile.DO, tile.KEPT) for tile in chosen))
     parts = 1 if features.dtype in (torch.float32, torch.float64) else 2
     dtype = features.dtype if parts == 2 else prototypes.dtype
     anchors = torch.empty(parts, k_pad, d_pad, dtype=dtype, device=prototypes.device)
@@ -122,7 +124,7 @@ def select_negatives(
     arguments = label_arguments(labels, pixel_weight, spatial, ignore_index)
     with _on(features):
         for number, (of_index, shift) in enumerate(digits):
-            digit = {"FIRST": number == 0, "OF_INDEX": of_index, "SHIFT": shift, "K": num_classes}
+            digit = {"FIRST": number == 0, "OF_INDEX": of_index, "shift": shift, "K": num_classes}
             if total:
                 run(
                     selection.count_digits_kernel, (total, 1 if number == 0 else triton.cdiv(num_classes, classes)),
@@ -284,12 +286,18 @@ def loss_gradients(
         )  # fmt: skip
         per_image, total = pixels.grid(feature_tile.BM)
         if features_need_grad and total:
-            run(
-                backward.feature_gradient_kernel, (total, triton.cdiv(channels, feature_tile.DO)),
-                grad_features=grad_features, grad_strides=pixels.strides[1], tiles_per_image=per_image,
-                classes=num_classes,
-                **common, **anchors.arguments, **_blocks(feature_tile, "KB", "BM", "BD", "DO", "DG"),
-            )  # fmt: skip
+            arguments = {
+                "grad_features": grad_features, "grad_strides": pixels.strides[1], "tiles_per_image": per_image,
+                **common, **anchors.arguments,
+            }  # fmt: skip
+            if feature_tile.DO:
+                run(
+                    gradient_by_classes.gradient_by_classes_kernel, (total * triton.cdiv(channels, feature_tile.DO),),
+                    classes=num_classes, **arguments, **_blocks(feature_tile, "KB", "BM", "BD", "DO", "DG"),
+                )  # fmt: skip
+            else:
+                blocks = _blocks(feature_tile, "KB", "BM", "BD", "KEPT")
+                run(backward.feature_gradient_kernel, (total,), **arguments, **blocks)
         if prototypes_need_grad:
             chunks = pixels.chunks(prototype_tile.BM, tiles.MAX_PROTOTYPE_CHUNKS)
             num_chunks = max(1, triton.cdiv(chunks["tiles"], chunks["tiles_per_chunk"]))

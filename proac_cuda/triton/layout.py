@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from .pixels import TUPLE_UNIT
 
 
 class Pixels(NamedTuple):
@@ -51,27 +54,28 @@ def lay_out(*tensors: Tensor) -> Pixels:
     return Pixels(batch, per_image, strides)
 
 
+@functools.lru_cache(maxsize=256)
+def nearest_scales(label_size: tuple[int, ...], size: tuple[int, ...]) -> tuple[float, ...]:
+    """float32(H) / float32(h) of each axis, as interpolate(mode="nearest") has it; 0 stands for "the same size"."""
+    ratios = (torch.tensor(label_size, dtype=torch.float32) / torch.tensor(size, dtype=torch.float32)).tolist()
+    return tuple(0.0 if h == big else ratio for h, big, ratio in zip(size, label_size, ratios, strict=True))
+
+
 def label_arguments(
     labels: Tensor, pixel_weight: Tensor | None, spatial: torch.Size, ignore_index: int
 ) -> dict[str, Any]:
-    """The arguments of `read_pixels`: sizes and nearest scales of three spatial axes, leading ones of size 1."""
-    missing = 3 - len(spatial)
-    size = (1,) * missing + tuple(spatial)
-    label_size = (1,) * missing + tuple(labels.shape[1:])
-    # float32(H) / float32(h), as interpolate(mode="nearest") has it; 0 stands for "the same size"
-    ratios = (torch.tensor(label_size, dtype=torch.float32) / torch.tensor(size, dtype=torch.float32)).tolist()
-    scale = tuple(0.0 if h == big else ratio for h, big, ratio in zip(size, label_size, ratios, strict=True))
+    """The arguments of `read_pixels`, one number for each spatial axis; strides have one for the images before those."""
 
-    def strides(values: Tensor) -> tuple[int, ...]:
-        return (values.stride(0), *(0,) * missing, *values.stride()[1:])
+    def unspecialised(*values: int) -> tuple[int, ...]:
+        return tuple(value * TUPLE_UNIT for value in values)
 
     return {
         "labels": labels,
         "weights": pixel_weight,
-        "label_strides": strides(labels),
-        "weight_strides": strides(labels if pixel_weight is None else pixel_weight),
-        "size": tuple(max(1, h) for h in size),
-        "label_size": label_size,
-        "scale": scale,
+        "label_strides": unspecialised(*labels.stride()),
+        "weight_strides": unspecialised(*(labels if pixel_weight is None else pixel_weight).stride()),
+        "size": unspecialised(*(max(1, h) for h in spatial)),
+        "label_size": unspecialised(*labels.shape[1:]),
+        "scale": nearest_scales(tuple(labels.shape[1:]), tuple(spatial)),
         "ignore_index": ignore_index,
     }

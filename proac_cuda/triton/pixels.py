@@ -7,8 +7,26 @@ a matrix of both is (KB, BM): pixels along the columns, so that a class's sum ov
 
 from __future__ import annotations
 
+import functools
+
 import triton
 import triton.language as tl
+
+#: Decorates kernels. A training run sees many sizes, and each combination of integers that Triton finds to be 1 or divisible by
+#: 16 would be one more compilation, seconds each in the middle of a step. Only the strides and the extent of the features
+#: (P) earn that, by the wide loads which they allow.
+kernel = functools.partial(
+    triton.jit,
+    do_not_specialize=(
+        "ignore_index", "tiles_per_image", "tiles", "tiles_per_chunk", "chunks", "classes", "num_negatives", "grad_stride",
+        "shift",
+    ),
+    do_not_specialize_on_alignment=("labels", "weights", "class_weight", "grad_loss"),
+)  # fmt: skip
+
+#: Integers in tuples cannot be left out in that way. They are passed times 16: divisible by 16 and not 1, all of them.
+TUPLE_UNIT = 16
+_UNIT_BITS = tl.constexpr(4)
 
 
 @triton.jit
@@ -29,20 +47,22 @@ def nearest(index, label_size, scale):
 
 @triton.jit
 def label_position(index, size, label_size, scale):
-    """(image, three spatial indices) at which the labels are read for the pixel ``index``, int64 each."""
-    image_size = size[0] * size[1] * size[2]
-    image = (index // image_size).to(tl.int64)
-    first = nearest(index // (size[1] * size[2]) % size[0], label_size[0], scale[0])
-    second = nearest(index // size[2] % size[1], label_size[1], scale[1])
-    third = nearest(index % size[2], label_size[2], scale[2])
-    return image, first, second, third
+    """Where the labels are read for the pixel ``index``: the image and an index for each spatial axis, int64."""
+    position = ()
+    rest = index
+    for axis in tl.static_range(len(size) - 1, -1, -1):
+        length = size[axis] >> _UNIT_BITS
+        position = (nearest(rest % length, label_size[axis] >> _UNIT_BITS, scale[axis]),) + position
+        rest = rest // length
+    return (rest.to(tl.int64),) + position
 
 
 @triton.jit
 def read_at(values, position, strides, mask):
     """``values`` at a position of :func:`label_position`, 0 where masked."""
-    offset = position[0] * strides[0] + position[1] * strides[1]
-    offset += position[2] * strides[2] + position[3] * strides[3]
+    offset = position[0] * (strides[0] >> _UNIT_BITS)
+    for axis in tl.static_range(1, len(strides)):
+        offset += position[axis] * (strides[axis] >> _UNIT_BITS)
     return tl.load(values + offset, mask=mask, other=0)
 
 

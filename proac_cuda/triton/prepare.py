@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from .forward import PIXEL_LOSS_SUM, WEIGHT, contrast_log_z
+from .pixels import kernel
 from .vectors import add_squares, norm_and_inverse, quotient, split
 
 # Rows of the coefficients of backward, (5, K_PAD).
@@ -44,7 +45,7 @@ def total_weights(statistics, class_weight, K: tl.constexpr, KB: tl.constexpr):
     return tl.sum(classes, 0), tl.sum(pixels, 0)
 
 
-@triton.jit
+@kernel
 def reduce_loss_kernel(
     statistics, sums, class_weight, loss, alpha: "fp64", PIXEL_ANCHOR: tl.constexpr, REDUCTION: tl.constexpr,
     K: tl.constexpr, KB: tl.constexpr,
@@ -74,7 +75,7 @@ def reduce_loss_kernel(
         tl.store(loss, total)
 
 
-@triton.jit
+@kernel
 def merge_sums_kernel(partials, merged, chunks, K: tl.constexpr, KB: tl.constexpr, CB: tl.constexpr):
     """:func:`proac_cuda.stages.merge_positive_sums` over the chunks, in their order."""
     k = tl.program_id(0) * KB + tl.arange(0, KB)
@@ -87,7 +88,7 @@ def merge_sums_kernel(partials, merged, chunks, K: tl.constexpr, KB: tl.constexp
         tl.store(merged + row * K + k, total, mask=k < K)
 
 
-@triton.jit
+@kernel
 def prepare_kernel(
     prototypes, anchors, norms,
     statistics, sums, class_weight, grad_loss, coefficients, alpha: "fp64", grad_stride,

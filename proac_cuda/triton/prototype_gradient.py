@@ -9,13 +9,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .backward import gradient_of_similarities, normaliser_of_pixels, operands
+from .backward import gradient_of_similarities, operands
 from .forward import similarities
-from .pixels import read_pixels, tile_of_pixels
+from .gradient_by_classes import normaliser_of_pixels
+from .pixels import kernel, read_pixels, tile_of_pixels
 from .vectors import EPS, dot, load_features
 
 
-@triton.jit
+@kernel
 def prototype_gradient_kernel(
     features, partials, anchors, coefficients, labels, weights, thresholds, rng_state,
     inverse_temperature: "fp64", ignore_index, P, tiles_per_image, tiles, tiles_per_chunk,
@@ -75,7 +76,7 @@ def prototype_gradient_kernel(
     tl.store(row + d_own[None, :], total, mask=(k < K)[:, None] & (d_own < D)[None, :])
 
 
-@triton.jit
+@kernel
 def merge_prototype_gradient_kernel(
     partials, prototypes, norms, grad_prototypes, chunks, K: tl.constexpr, D: tl.constexpr, DB: tl.constexpr
 ):

@@ -10,17 +10,16 @@ All classes share the first digit's candidates, V: there one count for V and one
 
 from __future__ import annotations
 
-import triton
 import triton.language as tl
 
-from .pixels import random_keys, read_pixels, tile_of_pixels
+from .pixels import kernel, random_keys, read_pixels, tile_of_pixels
 
 
-@triton.jit
+@kernel
 def count_digits_kernel(
     labels, weights, rng_state, thresholds, histogram,
-    ignore_index, P, tiles_per_image, size, label_size, scale, label_strides, weight_strides,
-    FIRST: tl.constexpr, OF_INDEX: tl.constexpr, SHIFT: tl.constexpr, REAL: tl.constexpr,
+    ignore_index, shift, P, tiles_per_image, size, label_size, scale, label_strides, weight_strides,
+    FIRST: tl.constexpr, OF_INDEX: tl.constexpr, REAL: tl.constexpr,
     K: tl.constexpr, KB: tl.constexpr, BM: tl.constexpr, INDEX: tl.constexpr,
 ):  # fmt: skip
     """Add a tile's pixels to the histograms (K + 1, 256): of P_k and V for the first digit, else of V minus P_k."""
@@ -31,7 +30,7 @@ def count_digits_kernel(
     kept = label >= 0
     key, _ = random_keys(index, rng_state)
     value = index.to(tl.int64) if OF_INDEX else key
-    digit = (value >> SHIFT) & 255
+    digit = (value >> shift) & 255
     one = tl.full((BM,), 1, tl.int64)
     if FIRST:
         tl.atomic_add(histogram + label.to(tl.int64) * 256 + digit, one, mask=kept, sem="relaxed")
@@ -41,18 +40,18 @@ def count_digits_kernel(
         found_key = tl.load(thresholds + 2 * k, mask=k < K, other=-1)[:, None]
         if OF_INDEX:
             found = tl.load(thresholds + 2 * k + 1, mask=k < K, other=-1)[:, None]
-            match = (key[None, :] == found_key) & ((value[None, :] >> (SHIFT + 8)) == (found >> (SHIFT + 8)))
+            match = (key[None, :] == found_key) & ((value[None, :] >> (shift + 8)) == (found >> (shift + 8)))
         else:
-            match = (key[None, :] >> (SHIFT + 8)) == (found_key >> (SHIFT + 8))
+            match = (key[None, :] >> (shift + 8)) == (found_key >> (shift + 8))
         match = match & (kept & inside)[None, :] & (label[None, :] != k[:, None]) & (k < K)[:, None]
         target = histogram + k[:, None].to(tl.int64) * 256 + digit[None, :]
         tl.atomic_add(target, tl.full((KB, BM), 1, tl.int64), mask=match, sem="relaxed")
 
 
-@triton.jit
+@kernel
 def pick_digit_kernel(
-    histogram, thresholds, ranks, rng_state, num_negatives,
-    FIRST: tl.constexpr, OF_INDEX: tl.constexpr, LAST: tl.constexpr, SHIFT: tl.constexpr, K: tl.constexpr,
+    histogram, thresholds, ranks, rng_state, num_negatives, shift,
+    FIRST: tl.constexpr, OF_INDEX: tl.constexpr, LAST: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
     """Find the digit of one class's threshold, and clear its histogram for the next. Without enough pixels: (2^32, 0)."""
     k = tl.program_id(0).to(tl.int64)
@@ -73,11 +72,11 @@ def pick_digit_kernel(
     digit = tl.sum(before.to(tl.int64), 0)
     rank -= tl.sum(tl.where(before, counts, 0), 0)
     if OF_INDEX:
-        index += digit << SHIFT
+        index += digit << shift
         if LAST:
             index += tl.load(rng_state + 1)
     else:
-        key += digit << SHIFT
+        key += digit << shift
     tl.store(ranks + k, rank)
     tl.store(thresholds + 2 * k, tl.where(all_taken, 4294967296, key))
     tl.store(thresholds + 2 * k + 1, tl.where(all_taken, 0, index))
