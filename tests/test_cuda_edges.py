@@ -105,6 +105,6 @@ def test_largest_norms_at_the_highest_temperature(channels: int) -> None:
         case["features"], case["labels"], None, case["prototypes"], None, None, 1e3, 255, False, False
     )
     grown = kernels.class_statistics(
-        case["features"] * 2.0**115, case["labels"], None, case["prototypes"], None, None, 1e3, 255, False, False
+        case["features"] * 2.0**122, case["labels"], None, case["prototypes"], None, None, 1e3, 255, False, False
     )
     close("positive", grown[1], plain[1].double(), 1e-9)
