@@ -141,9 +141,8 @@ class Call:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("channels,num_classes", [(64, 19), (40, 50), (48, 150)])
 def test_right_and_without_races(dtype: torch.dtype, layout: str, channels: int, num_classes: int) -> None:
-    call = Call(
-        make_case(dtype, channels, num_classes, spatial=(200,), batch=1, layout=layout, weights=True), alpha=0.3
-    )
+    case = make_case(dtype, channels, num_classes, spatial=(200,), batch=1, layout=layout, weights=True)
+    call = Call(case, alpha=0.3, learnable=num_classes > 19)
     call.check()
     assert call.forward_launches <= 6 and call.backward_launches <= 3
 
@@ -151,7 +150,9 @@ def test_right_and_without_races(dtype: torch.dtype, layout: str, channels: int,
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_sampled_and_learnable(dtype: torch.dtype) -> None:
     case = make_case(dtype, 24, 5, spatial=(150,), batch=2)
-    Call(case, num_negatives=9, learnable=True).check()
+    call = Call(case, num_negatives=9, learnable=True)
+    call.check()
+    assert call.backward_launches <= 3
 
 
 def test_unaligned_rows() -> None:
@@ -164,11 +165,11 @@ def test_plain_path(dtype: torch.dtype) -> None:
 
 
 def traffic(
-    dtype: torch.dtype, layout: str, num_classes: int, pixels: int = 4096, channels: int = 256
+    dtype: torch.dtype, layout: str, num_classes: int, pixels: int = 4096, channels: int = 256, learnable: bool = False
 ) -> dict[str, dict[str, float]]:
     """Bytes per array over the features' bytes, for the two kernels that read the features."""
     case = make_case(dtype, channels, num_classes, spatial=(pixels,), batch=1, layout=layout)
-    call = Call(case, hardest=False, nbytes=1 << 29)
+    call = Call(case, hardest=False, learnable=learnable, nbytes=1 << 29)
     call.check()
     size = case["features"].numel() * case["features"].element_size()
     out = {}
@@ -200,10 +201,6 @@ def traffic(
     return out
 
 
-# What the kernels do not reach yet: at K = 150 in float32, 1.15 wavefronts forward and 1.16 backward.
-WAVEFRONTS = pytest.mark.xfail(strict=True, reason="shared-memory wavefronts of float32 at K = 150 are above 1.15")
-
-
 @pytest.mark.parametrize("layout", ["planes", "channels_last"])
 @pytest.mark.parametrize(
     ("num_classes", "dtype"),
@@ -211,7 +208,7 @@ WAVEFRONTS = pytest.mark.xfail(strict=True, reason="shared-memory wavefronts of 
         (19, torch.bfloat16),
         (19, torch.float32),
         pytest.param(150, torch.bfloat16, marks=pytest.mark.slow),
-        pytest.param(150, torch.float32, marks=[pytest.mark.slow, WAVEFRONTS]),
+        pytest.param(150, torch.float32, marks=pytest.mark.slow),
     ],
 )
 def test_traffic(dtype: torch.dtype, layout: str, num_classes: int) -> None:
@@ -221,6 +218,13 @@ def test_traffic(dtype: torch.dtype, layout: str, num_classes: int) -> None:
         assert row["shared wavefronts"] <= 1.15, (stage, row)
         if num_classes == 19:
             assert row["workspace sectors"] <= 0.5, (stage, row)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_traffic_of_learnable_prototypes(dtype: torch.dtype) -> None:
+    row = traffic(dtype, "planes", 19, pixels=1024, learnable=True)["backward"]
+    assert row["features read"] <= 1.05 and row["gradient written"] <= 1.02 and row["shared wavefronts"] <= 1.15, row
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ The comparison suite, gradcheck and opcheck run on CUDA tensors in the other fil
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -106,6 +107,22 @@ def test_current_stream() -> None:
         got = step(late, labels, p)
     stream.synchronize()
     assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+def test_host_threads() -> None:
+    """Launches of one kernel from several threads, with more shared memory and with less."""
+    cases = [make(channels=channels) for channels in (256, 64, 192, 32)]
+    expected = [step(*case) for case in cases]
+
+    def run(number: int) -> None:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            for _ in range(50):
+                got = step(*cases[number])
+                assert all(torch.equal(a, b) for a, b in zip(got, expected[number], strict=True))
+
+    torch.cuda.synchronize()
+    with ThreadPoolExecutor(len(cases)) as threads:
+        list(threads.map(run, range(len(cases))))
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device")

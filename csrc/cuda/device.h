@@ -12,7 +12,10 @@ inline int device_attribute(cudaDeviceAttr attribute) {
     return 0;
   return value;
 }
-inline int shared_limit() { return device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin); }
+// The most dynamic shared memory that a block asks for; half of it fits twice on a multiprocessor, whose shared memory is the
+// device's limit for a block and what the system takes for one.
+constexpr int kSystemShared = 1024;
+inline int shared_limit() { return device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) - kSystemShared; }
 
 // How many blocks to launch for `wanted` pieces of work: each takes several where there are more than `most`, or than eight
 // for each multiprocessor. At least one, which writes the sums over nothing.

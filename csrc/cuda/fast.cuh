@@ -2,24 +2,17 @@
 //
 // A block takes a tile of pixels and keeps their features in shared memory, all D channels of them. A warp takes 16 pixels
 // and multiplies them with every prototype on the tensor cores, (pixels x channels) (channels x classes), so that S of its
-// pixels lies in its registers: 16 x K numbers. The prototypes stream through a double-buffered ring, 32 to 128 bytes of
-// channels at a time, split in two parts whose sum is as good as float32; the features arrive in the same groups of
-// asynchronous copies. Backward computes S again in the same way, turns it in place into the coefficients dL/dS / tau of
+// pixels lies in its registers: 16 x K numbers. The prototypes, split in two parts whose sum is as good as float32, stay in
+// shared memory or stream through a ring there, 32 to 128 bytes of channels at a time; the features arrive in the same groups
+// of asynchronous copies. Backward computes S again in the same way, turns it in place into the coefficients dL/dS / tau of
 // (8) to (10), scales those by a power of two for each pixel, splits them, and multiplies them with the prototypes; each
 // product replaces the features in the tile, and the tile is written once.
 //
-// Per pixel, D = 256, bfloat16 (float32: twice the bytes; three TF32 products for each one below, at a quarter of the rate):
-//                        forward             backward
-//   bytes, device memory 512 + 12 + 4        512 + 512 + 12      features, label and weight, S_{y_i,i}; gradient
-//   flops, K = 19        2 x 2 x 24 x 256    + 3 x 2 x 32 x 256  two parts forward, three products of parts backward
-//   flops, K = 150       2 x 2 x 152 x 256   + 3 x 2 x 160 x 256
-//   roof at K = 19       memory: 0.34 / 0.16 / 0.11 ns forward, 0.67 / 0.31 / 0.22 ns backward on A100 (1.555 TB/s), H100
-//                        (3.35), H200 (4.8); the tensor cores would take 0.08 / 0.025 ns forward (312, 989 TFLOP/s)
-//   roof at K = 150      tensor cores: 0.50 / 0.16 ns forward, 1.3 / 0.41 ns backward
-// Shared memory is read 8 x for the prototypes (each warp) and once for the features: at K = 19, 2,080 wavefronts for a
-// tile of 128 pixels, which device memory takes 4,500 cycles to bring on H100.
+// csrc/README.md has the bytes and flops per pixel, and the roof. Shared memory is read 8 x for the prototypes (each warp) and
+// once for the features: at D = 256 and K = 19, 2,080 wavefronts for a tile of 128 pixels, which device memory takes 4,500
+// cycles to bring on H100.
 #pragma once
-#include "arguments.h"
+#include "prepare.cuh"
 
 namespace proac::cuda {
 
@@ -29,15 +22,21 @@ struct FastPlan {
   int classes;         // template size: 24, 64 or 256
   int rows, channels;  // of the split prototypes in device memory, zero-padded
   int slots;           // chunks of prototypes in shared memory
+  int ahead;           // how many chunks are on their way while one is at work
+  bool resident;       // all of them are there, and stay from tile to tile
   bool pixels_first;   // layout: channel stride 1, so that the tile is (pixels, channels)
   bool aligned;        // features can be copied 16 bytes at a time
-  int shared_bytes, tile_bytes, ring_bytes;
+  int shared_bytes, tile_bytes;
+  int scratch_offset, arrays_offset;  // scratch lies behind the ring, or in its place
   int blocks;
   int64_t tiles_per_image, tiles;
 };
 
+// What runs on a plan: stage (i), or stage (iii) without or with the prototypes' gradient.
+enum class FastStage { statistics, gradients, gradients_and_prototypes };
+
 // Whether the fast path takes this call, and how.
-bool plan_fast(const Features&, int64_t num_classes, bool backward, FastPlan&);
+bool plan_fast(const Features&, int64_t num_classes, FastStage, FastPlan&);
 
 struct FastArguments {
   Features features;
@@ -60,8 +59,9 @@ struct FastStatistics {
 struct FastGradients {
   FastArguments common;
   const void* factors;  // float (kFactorRows, K)
-  Features grad;
-  bool grad_aligned;  // it has the tile's layout and takes 16 bytes at a time
+  Features grad;        // data null where not wanted
+  bool grad_aligned;    // it has the tile's layout and takes 16 bytes at a time
+  PrototypeSums sums;
 };
 
 // Whether tensors of this layout can be read and written 16 bytes at a time, along channels or along pixels.

@@ -1,7 +1,6 @@
 // Stage (iii) on the fast path, (7) to (11), for the features.
 #pragma once
-#include "fast_tile.cuh"
-#include "prepare.cuh"
+#include "fast_prototypes.cuh"
 
 namespace proac::cuda {
 
@@ -219,36 +218,43 @@ __global__ void __launch_bounds__(256, kTiles <= 8 ? 2 : 1)
   const FastArguments& a = job.common;
   T* tile = reinterpret_cast<T*>(memory);
   char* ring = memory + a.plan.tile_bytes;
-  PixelArrays arrays = pixel_arrays(ring + a.plan.ring_bytes, a.plan.tile_pixels);
+  PixelArrays arrays = pixel_arrays(memory + a.plan.arrays_offset, a.plan.tile_pixels);
   int chunks = a.plan.channels / F::kChunk, tiles = (static_cast<int>(a.pixels.num_classes) + 7) / 8;
-  bool resident = a.plan.slots == chunks;
   for (int64_t n = blockIdx.x; n < a.plan.tiles; n += gridDim.x) {
     TilePlace place = place_of(a, n);
     SYNC_THREADS(38);  // the last tile is written
     read_pixels(a, place, arrays, nullptr);
     float s[kTiles][4];
     Direction direction;
-    similarities<T, kTiles, kChunkBytes, kRows>(a, place, tile, ring, s, direction.inverse);
+    bool with_prototypes = !a.plan.resident || n == blockIdx.x;
+    similarities<T, kTiles, kChunkBytes, kRows>(a, place, tile, ring, with_prototypes, s, direction.inverse);
     MyPixels<kTiles> mine = my_pixels<kTiles>(a, place, arrays);
     coefficients(job, mine, s, direction.along);
+    if (job.sums.sum)
+      add_prototype_gradient<T, kTiles, kRows>(job, mine, arrays, s, direction.inverse, tile,
+                                               reinterpret_cast<float*>(memory + a.plan.scratch_offset));
+    if (!job.grad.data) continue;
     scale_and_split<T, kTiles>(s, direction.undo);
-    __syncwarp();  // all lanes have read the warp's pixels, which the product replaces
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
       direction.undo[j] /= Split<T>::kScale;
       direction.zero[j] = mine.label[j] < 0 || direction.inverse[j] == 0.f || a.features.channels == 1;
     }
-    if (!resident) {
-      SYNC_THREADS(39);  // nobody reads the ring any more
-      fetch_prototypes<T, kChunkBytes>(a, ring, 0);
-      __pipeline_commit();
-    }
-    for (int chunk = 0; chunk < chunks; ++chunk) {
-      if (!resident) {
-        WAIT_PRIOR(40, 0);
-        SYNC_THREADS(41);
-        if (chunk + 1 < chunks) fetch_prototypes<T, kChunkBytes>(a, ring, chunk + 1);
+    // nobody reads the ring or its scratch any more, nor other warps' pixels, which the product replaces
+    if (!a.plan.resident || job.sums.sum)
+      SYNC_THREADS(39);
+    else
+      __syncwarp();
+#pragma unroll 1
+    for (int chunk = a.plan.resident ? 0 : -a.plan.ahead; chunk < chunks; ++chunk) {
+      if (!a.plan.resident) {
+        if (chunk >= 0) {
+          WAIT_PRIOR(40, a.plan.ahead - 1);
+          SYNC_THREADS(41);
+        }
+        if (chunk + a.plan.ahead < chunks) fetch_prototypes<T, kChunkBytes>(a, ring, chunk + a.plan.ahead);
         __pipeline_commit();
+        if (chunk < 0) continue;
       }
       const char* slot = ring + chunk % a.plan.slots * Split<T>::kParts * a.plan.rows * F::kPitch;
       constexpr int kWidth = F::kChunk < 16 ? 8 : 16;  // channels at a time: two independent chains of products

@@ -18,24 +18,35 @@ extern template cudaError_t fast_gradients_as<float>(const FastGradients&, cudaS
 
 namespace {
 
-constexpr int kMostChannels = 1024, kMostClasses = 256, kMostBlocks = 2048;
+constexpr int kMostChannels = 1024, kMostClasses = 256, kMostBlocks = 2048, kMostSlots = 4;
 
 int round_up(int64_t n, int multiple) { return static_cast<int>((n + multiple - 1) / multiple * multiple); }
 
 // Fills in what follows from the number of pixels of a tile; false where it does not fit.
-bool fit(FastPlan& p, const Features& x, int64_t num_classes, bool backward, int chunk_bytes, int tile_pixels,
+bool fit(FastPlan& p, const Features& x, int64_t num_classes, FastStage stage, int chunk_bytes, int tile_pixels,
          int budget) {
   int size = x.type == Type::float32 ? 4 : 2, parts = size == 4 ? 1 : 2, chunks = p.channels * size / chunk_bytes;
-  int slot_bytes = parts * p.rows * (chunk_bytes + 16), pixel_bytes = kPixelArrays * 4 * tile_pixels;
+  int slot_bytes = parts * p.rows * (chunk_bytes + 16), rest = kPixelArrays * 4 * tile_pixels, scratch = 0;
+  if (stage == FastStage::statistics) {
+    rest += sizeof(Diagnostics) + kPartialRows * static_cast<int>(num_classes) * 4;
+    scratch = tile_pixels / kWarpPixels * p.rows * static_cast<int>(sizeof(WarpPart));
+  } else if (stage == FastStage::gradients_and_prototypes) {
+    scratch = tile_pixels * class_group_pitch(p.classes) * 4;
+  }
   p.tile_pixels = tile_pixels;
   p.tile_pitch = p.pixels_first ? p.channels + 16 / size : tile_pixels + 8;
   p.tile_bytes = (p.pixels_first ? tile_pixels : p.channels) * p.tile_pitch * size;
-  int rest = p.tile_bytes + pixel_bytes + (backward ? 0 : static_cast<int>(kPartialRows * num_classes * 4));
-  p.slots = chunks < 2 || (backward && rest + chunks * slot_bytes <= budget) ? chunks : 2;
-  p.ring_bytes = p.slots * slot_bytes;
-  int part_bytes = backward ? 0 : tile_pixels / kWarpPixels * p.rows * static_cast<int>(sizeof(WarpPart));
-  if (p.ring_bytes < part_bytes) p.ring_bytes = part_bytes;
-  p.shared_bytes = rest + p.ring_bytes;
+  rest += p.tile_bytes;
+  p.resident = rest + chunks * slot_bytes + scratch <= budget;
+  p.slots = chunks;
+  if (!p.resident)
+    for (p.slots = chunks < kMostSlots ? chunks : kMostSlots; p.slots > 2 && rest + p.slots * slot_bytes > budget;)
+      --p.slots;
+  p.ahead = p.slots < 3 ? 1 : p.slots < kMostSlots ? p.slots - 1 : kMostSlots - 1;
+  int ring = p.slots * slot_bytes;
+  p.scratch_offset = p.tile_bytes + (p.resident ? ring : 0);
+  p.arrays_offset = p.tile_bytes + (p.resident ? ring + scratch : ring > scratch ? ring : scratch);
+  p.shared_bytes = p.arrays_offset - p.tile_bytes + rest;
   return p.shared_bytes <= budget;
 }
 
@@ -49,22 +60,23 @@ bool is_aligned(const Features& x, bool pixels_first) {
          (rows == 1 || row % vector == 0);
 }
 
-bool plan_fast(const Features& x, int64_t num_classes, bool backward, FastPlan& p) {
+bool plan_fast(const Features& x, int64_t num_classes, FastStage stage, FastPlan& p) {
   if (x.type == Type::float64 || x.channels > kMostChannels || num_classes > kMostClasses) return false;
-  int limit = shared_limit() - 1024, size = x.type == Type::float32 ? 4 : 2;
+  int limit = shared_limit(), size = x.type == Type::float32 ? 4 : 2;
+  bool backward = stage != FastStage::statistics;
   p.classes = num_classes <= 24 ? 24 : num_classes <= 64 ? 64 : 256;
   int chunk_bytes = p.classes == 256 ? 32 : p.classes == 24 && backward ? 128 : 64;
   p.pixels_first = x.stride_channel == 1 && x.stride_pixel != 1;
   p.rows =
       round_up(num_classes, backward && size == 2 ? 16 : 8);  // a product's classes: 16 of 16-bit numbers, 8 of TF32
-  p.channels = round_up(x.channels, chunk_bytes / size);
+  p.channels = round_up(x.channels, chunk_bytes / size < 16 ? 16 : chunk_bytes / size);
   p.aligned = is_aligned(x, p.pixels_first);
-  // the largest tile that leaves room for a second block; else the largest that fits
+  // the largest tile that leaves room for a second block, where registers do so too; else the largest that fits
   bool fits = false;
   for (int pixels = 128; pixels >= 32 && !fits; pixels /= 2)
-    fits = fit(p, x, num_classes, backward, chunk_bytes, pixels, limit / 2);
+    fits = fit(p, x, num_classes, stage, chunk_bytes, pixels, p.classes == 256 ? limit : limit / 2);
   for (int pixels = 64; pixels >= kWarpPixels && !fits; pixels /= 2)
-    fits = fit(p, x, num_classes, backward, chunk_bytes, pixels, limit);
+    fits = fit(p, x, num_classes, stage, chunk_bytes, pixels, limit);
   if (!fits) return false;
   p.tiles_per_image = (x.pixels + p.tile_pixels - 1) / p.tile_pixels;
   p.tiles = p.tiles_per_image * x.batch;

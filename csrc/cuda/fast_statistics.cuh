@@ -7,8 +7,8 @@ namespace proac::cuda {
 template <int kTiles>
 constexpr int kForwardChunkBytes = kTiles <= 8 ? 64 : 32;
 
-// What a warp finds for one class over its 16 pixels.
-struct WarpPart {
+// What a warp finds for one class over its 16 pixels. Aligned, so that it is one access to shared memory.
+struct alignas(16) WarpPart {
   float maximum, sum, weight, hardest;
 };
 
@@ -55,14 +55,13 @@ __global__ void __launch_bounds__(256, kTiles <= 8 ? 2 : 1)
     fast_statistics_kernel(const __grid_constant__ FastStatistics job) {
   constexpr int kChunkBytes = kForwardChunkBytes<kTiles>;
   DYNAMIC_SHARED(memory);
-  SHARED(Diagnostics, diagnostics);
   const FastArguments& a = job.common;
   T* tile = reinterpret_cast<T*>(memory);
   char* ring = memory + a.plan.tile_bytes;
-  WarpPart* parts = reinterpret_cast<WarpPart*>(ring);  // the ring's memory again, between two tiles
-  PixelArrays arrays = pixel_arrays(ring + a.plan.ring_bytes, a.plan.tile_pixels);
-  float* sums =
-      reinterpret_cast<float*>(ring + a.plan.ring_bytes) + kPixelArrays * a.plan.tile_pixels;  // (kPartialRows, K)
+  WarpPart* parts = reinterpret_cast<WarpPart*>(memory + a.plan.scratch_offset);
+  PixelArrays arrays = pixel_arrays(memory + a.plan.arrays_offset, a.plan.tile_pixels);
+  Diagnostics& diagnostics = *reinterpret_cast<Diagnostics*>(arrays.excess + a.plan.tile_pixels);
+  float* sums = reinterpret_cast<float*>(&diagnostics + 1);  // (kPartialRows, K)
   int t = threadIdx.x, warp = t >> 5, warps = blockDim.x >> 5, num_classes = static_cast<int>(a.pixels.num_classes);
   for (int i = t; i < kPartialRows * num_classes; i += blockDim.x)
     sums[i] = i / num_classes == kMaximum || i / num_classes == kHardest ? minus_infinity() : 0.f;
@@ -72,7 +71,8 @@ __global__ void __launch_bounds__(256, kTiles <= 8 ? 2 : 1)
     SYNC_THREADS(34);  // the last tile is done with
     read_pixels(a, place, arrays, &diagnostics);
     float s[kTiles][4], inverse[2];
-    similarities<T, kTiles, kChunkBytes, kRows>(a, place, tile, ring, s, inverse);
+    bool with_prototypes = !a.plan.resident || n == blockIdx.x;
+    similarities<T, kTiles, kChunkBytes, kRows>(a, place, tile, ring, with_prototypes, s, inverse);
     MyPixels<kTiles> mine = my_pixels<kTiles>(a, place, arrays);
     float own[2], all_classes[2] = {0.f, 0.f};
     own_similarity(mine, s, own);
@@ -88,13 +88,15 @@ __global__ void __launch_bounds__(256, kTiles <= 8 ? 2 : 1)
     SYNC_THREADS(36);
     for (int k = t; k < num_classes; k += blockDim.x) {
       LogSum<float> sum = {sums[kMaximum * num_classes + k], sums[kExpSum * num_classes + k]};
+      float weight = sums[kNegativeWeight * num_classes + k], hardest = sums[kHardest * num_classes + k];
       for (int w = 0; w < warps; ++w) {
         WarpPart part = parts[w * a.plan.rows + k];
         sum = merge(sum, LogSum<float>{part.maximum, part.sum});
-        sums[kNegativeWeight * num_classes + k] += part.weight;
-        sums[kHardest * num_classes + k] = larger(sums[kHardest * num_classes + k], part.hardest);
+        weight += part.weight;
+        hardest = larger(hardest, part.hardest);
       }
       sums[kMaximum * num_classes + k] = sum.maximum, sums[kExpSum * num_classes + k] = sum.sum;
+      sums[kNegativeWeight * num_classes + k] = weight, sums[kHardest * num_classes + k] = hardest;
     }
     if (t < place.pixels)
       static_cast<float*>(job.positive)[place.image * a.features.pixels + place.first + t] = arrays.positive[t];

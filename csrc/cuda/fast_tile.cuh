@@ -2,7 +2,7 @@
 // registers. Both kernels of fast.cuh begin with it.
 //
 // In shared memory: the tile [channels][pixels + 8] or [pixels][channels + 16 bytes]; the ring [slots][parts][rows][chunk +
-// 16 bytes] of prototypes; a few numbers per pixel. Those paddings keep ldmatrix and the stores free of bank conflicts.
+// 16 bytes] of prototypes; scratch, in the ring's place where the prototypes do not stay; a few numbers per pixel. Those paddings keep ldmatrix and the stores free of bank conflicts.
 #pragma once
 #include "fast.cuh"
 #include "generic_tile.cuh"
@@ -20,6 +20,8 @@ struct Fast {
   static constexpr int kPitch = kChunkBytes + 16;                           // bytes between rows of the ring
 };
 constexpr int kWarpPixels = 16;
+// Floats from a pixel to the next one in the coefficients of up to 32 classes (fast_prototypes.cuh).
+constexpr int class_group_pitch(int classes) { return (classes < 32 ? classes : 32) + 4; }
 
 struct PixelArrays {  // in shared memory, one number per pixel of the tile
   int* label;
@@ -52,7 +54,8 @@ __device__ __forceinline__ int at(int pitch, int pixel, int channel) {
   return kRows ? pixel * pitch + channel : channel * pitch + pixel;
 }
 
-// Chunk `chunk` of the prototypes into its slot. Rows beyond the last class are zero.
+// Chunk `chunk` of the prototypes into its slot. Rows beyond the last class are zero. Eight lanes take 16 bytes of eight rows:
+// the pitch of the rows puts those into banks of their own, while a warp still reads whole sectors.
 template <class T, int kChunkBytes>
 __device__ __forceinline__ void fetch_prototypes(const FastArguments& a, char* ring, int chunk) {
   using F = Fast<T, kChunkBytes>;
@@ -61,7 +64,7 @@ __device__ __forceinline__ void fetch_prototypes(const FastArguments& a, char* r
   char* to = ring + slot * Split<T>::kParts * rows * F::kPitch;
   const T* from = static_cast<const T*>(a.split) + chunk * F::kChunk;
   for (int i = threadIdx.x; i < Split<T>::kParts * rows * kPieces; i += blockDim.x) {
-    int row = i / kPieces, piece = i % kPieces;
+    int row = i / (8 * kPieces) * 8 + i % 8, piece = i / 8 % kPieces;
     bool real = (row < rows ? row : row - rows) < num_classes;
     __pipeline_memcpy_async(to + row * F::kPitch + piece * 16, from + row * a.plan.channels + piece * F::kVector, 16,
                             real ? 0 : 16);
@@ -201,9 +204,10 @@ __device__ __forceinline__ void invert_norms(float (&inverse)[2], float (&square
 }
 
 // S of the warp's 16 pixels and all classes. On return every asynchronous copy has arrived; other warps may still be at it.
+// The tile has room for all channels, so that its chunks come as far ahead as the ring of prototypes goes.
 template <class T, int kTiles, int kChunkBytes, bool kRows>
 __device__ __forceinline__ void similarities(const FastArguments& a, const TilePlace& place, T* tile, char* ring,
-                                             float (&s)[kTiles][4], float (&inverse)[2]) {
+                                             bool with_prototypes, float (&s)[kTiles][4], float (&inverse)[2]) {
   using F = Fast<T, kChunkBytes>;
   int chunks = a.plan.channels / F::kChunk, rows = a.plan.rows, pitch = a.plan.tile_pitch,
       tiles = (static_cast<int>(a.pixels.num_classes) + 7) / 8;
@@ -211,17 +215,18 @@ __device__ __forceinline__ void similarities(const FastArguments& a, const TileP
 #pragma unroll
   for (int n = 0; n < kTiles; ++n)
     for (int e = 0; e < 4; ++e) s[n][e] = 0.f;
-  fetch_features<T, kChunkBytes, kRows>(a, place, tile, 0);
-  fetch_prototypes<T, kChunkBytes>(a, ring, 0);
-  __pipeline_commit();
-  for (int chunk = 0; chunk < chunks; ++chunk) {
-    WAIT_PRIOR(32, 0);
-    SYNC_THREADS(33);  // this chunk is there for all, and the slot of the last one is free
-    if (chunk + 1 < chunks) {
-      fetch_features<T, kChunkBytes, kRows>(a, place, tile, chunk + 1);
-      fetch_prototypes<T, kChunkBytes>(a, ring, chunk + 1);
+#pragma unroll 1
+  for (int chunk = -a.plan.ahead; chunk < chunks; ++chunk) {
+    if (chunk >= 0) {
+      WAIT_PRIOR(32, a.plan.ahead - 1);
+      SYNC_THREADS(33);  // this chunk is there for all, and the slot of the last one is free
+    }
+    if (chunk + a.plan.ahead < chunks) {
+      fetch_features<T, kChunkBytes, kRows>(a, place, tile, chunk + a.plan.ahead);
+      if (with_prototypes) fetch_prototypes<T, kChunkBytes>(a, ring, chunk + a.plan.ahead);
     }
     __pipeline_commit();
+    if (chunk < 0) continue;
     const char* slot = ring + chunk % a.plan.slots * Split<T>::kParts * rows * F::kPitch;
 #pragma unroll
     for (int step = 0; step < kChunkBytes / 32; ++step) {
@@ -233,8 +238,8 @@ __device__ __forceinline__ void similarities(const FastArguments& a, const TileP
   invert_norms<T, kRows>(inverse, squares, tile, pitch, static_cast<int>(a.features.channels));
   float inverse_tau = static_cast<float>(1.0 / a.temperature) / Split<T>::kScale;
 #pragma unroll
-  for (int n = 0; n < kTiles; ++n)
-    for (int e = 0; e < 4; ++e) s[n][e] *= inverse[e >> 1] * inverse_tau;
+  for (int n = 0; n < kTiles; ++n)  // one factor after the other: their product may be too small for a float
+    for (int e = 0; e < 4; ++e) s[n][e] = s[n][e] * inverse[e >> 1] * inverse_tau;
 }
 
 // What a thread knows of its two pixels, g and g + 8 of its warp's. Bit 2 n + c of a mask stands for class 8 n + 2 q + c, that

@@ -89,17 +89,16 @@ __global__ void __launch_bounds__(kColumns* kLanes, 1) merge_sums_kernel(MergeSu
 
 // (11) with the roles exchanged: one block per prototype.
 template <class C>
-__global__ void __launch_bounds__(128) merge_prototypes_kernel(MergePrototypes a) {
+__global__ void __launch_bounds__(128) finish_prototypes_kernel(FinishPrototypes a) {
   SHARED(C[32], scratch);
-  int64_t row = static_cast<int64_t>(blockIdx.x) * a.channels, all = static_cast<int64_t>(a.num_classes) * a.channels;
+  int64_t row = static_cast<int64_t>(blockIdx.x) * a.channels;
   const C* unit = static_cast<const C*>(a.unit) + row;
   C* grad = static_cast<C*>(a.grad) + row;
-  C dot = C(0);
+  C scale = static_cast<const C*>(a.factors)[kSumScale * a.num_classes + blockIdx.x], dot = C(0);
+  if (a.sums.bad[blockIdx.x]) scale = static_cast<C>(not_a_number());
   for (int d = threadIdx.x; d < a.channels; d += blockDim.x) {
-    C sum = C(0);
-    for (int b = 0; b < a.blocks; ++b) sum += static_cast<const C*>(a.partial)[b * all + row + d];
-    grad[d] = sum;
-    dot += sum * unit[d];
+    grad[d] = static_cast<C>(static_cast<long long>(a.sums.sum[row + d])) / scale;
+    dot += grad[d] * unit[d];
   }
   dot = block_sum(dot, scratch);
   C norm = static_cast<const C*>(a.norm)[blockIdx.x];
@@ -149,9 +148,9 @@ cudaError_t merge_sums(const MergeSums& a, Type type, cudaStream_t stream) {
   return launch(is_double(type) ? merge_sums_kernel<double> : merge_sums_kernel<float>, blocks, kColumns * kLanes, 0,
                 stream, a);
 }
-cudaError_t merge_prototypes(const MergePrototypes& a, Type type, cudaStream_t stream) {
-  return launch(is_double(type) ? merge_prototypes_kernel<double> : merge_prototypes_kernel<float>, a.num_classes, 128,
-                0, stream, a);
+cudaError_t finish_prototypes(const FinishPrototypes& a, Type type, cudaStream_t stream) {
+  return launch(is_double(type) ? finish_prototypes_kernel<double> : finish_prototypes_kernel<float>, a.num_classes,
+                128, 0, stream, a);
 }
 cudaError_t run(const ReduceLoss& a, cudaStream_t stream) {
   return launch(is_double(a.compute) ? reduce_loss_kernel<double> : reduce_loss_kernel<float>, 1, 128, 0, stream, a);

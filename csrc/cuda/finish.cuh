@@ -1,6 +1,6 @@
 // The last steps: partial results of blocks become K-vectors, and those the loss.
 #pragma once
-#include "arguments.h"
+#include "prepare.cuh"
 
 namespace proac::cuda {
 
@@ -22,12 +22,12 @@ struct MergeSums {
 };
 cudaError_t merge_sums(const MergeSums&, Type, cudaStream_t);
 
-struct MergePrototypes {
-  const void* partial;  // C (blocks, K, D): sums of dL/dS_ki xhat_i / tau
-  int blocks, num_classes, channels;
-  const void *unit, *norm;
+struct FinishPrototypes {
+  PrototypeSums sums;
+  int num_classes, channels;
+  const void *unit, *norm, *factors;
   void* grad;  // C (K, D)
 };
-cudaError_t merge_prototypes(const MergePrototypes&, Type, cudaStream_t);
+cudaError_t finish_prototypes(const FinishPrototypes&, Type, cudaStream_t);
 
 }  // namespace proac::cuda

@@ -29,7 +29,7 @@ struct GenericGradients {
   bool pixel_anchor;
   void* coefficients;  // C (blocks, 64, K): dL/dS_ki / tau of the tile at hand
   Features grad;       // data null where not wanted
-  void* grad_unit;     // C (blocks, K, D), or null
+  PrototypeSums sums;
 };
 
 int generic_blocks(const Features&, int64_t num_classes);

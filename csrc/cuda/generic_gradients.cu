@@ -63,10 +63,10 @@ __device__ void write_gradient(const GenericGradients& a, GenericTile<C>& tile, 
   }
 }
 
-// sum_i dL/dS_ki / tau xhat_i of a tile, 64 classes and 64 channels, added to the block's sums.
+// sum_i dL/dS_ki / tau xhat_i of a tile, 64 classes and 64 channels, added to the sums.
 template <class C, class T>
 __device__ void add_prototype_gradient(const GenericGradients& a, GenericTile<C>& tile, const TilePlace& place,
-                                       const C* coefficients, C* sums, int k0, int64_t d0) {
+                                       const C* coefficients, int k0, int64_t d0) {
   int t = threadIdx.x, row = t / 16 * 4, column = t % 16 * 4, num_classes = static_cast<int>(a.pixels.num_classes);
   C total[4][4] = {};
   bool planes = a.features.stride_pixel == 1;
@@ -85,10 +85,14 @@ __device__ void add_prototype_gradient(const GenericGradients& a, GenericTile<C>
       for (int i = 0; i < 4; ++i)
         for (int j = 0; j < 4; ++j) total[i][j] += tile.p[p][row + i] * tile.x[p][column + j];
   }
-  for (int i = 0; i < 4; ++i)
+  for (int i = 0; i < 4; ++i) {
+    int k = k0 + row + i;
+    if (k >= num_classes) break;
+    C scale = static_cast<const C*>(a.factors)[kSumScale * num_classes + k];
     for (int j = 0; j < 4; ++j)
-      if (k0 + row + i < num_classes && d0 + column + j < a.features.channels)
-        sums[static_cast<int64_t>(k0 + row + i) * a.features.channels + d0 + column + j] += total[i][j];
+      if (d0 + column + j < a.features.channels)
+        add_term(a.sums, a.features.channels, k, d0 + column + j, total[i][j] * scale);
+  }
 }
 
 // Stage (iii): load a tile -> S -> coefficients -> products with prototypes and with features.
@@ -103,9 +107,6 @@ __global__ void __launch_bounds__(kGenericThreads, 1) generic_gradients_kernel(G
   C inverse_tau = static_cast<C>(1.0 / a.temperature);
   const C* unit = static_cast<const C*>(a.unit);
   C* coefficients = static_cast<C*>(a.coefficients) + static_cast<int64_t>(blockIdx.x) * kGenericPixels * num_classes;
-  C* sums =
-      a.grad_unit ? static_cast<C*>(a.grad_unit) + static_cast<int64_t>(blockIdx.x) * num_classes * channels : nullptr;
-  for (int64_t i = t; sums && i < num_classes * channels; i += kGenericThreads) sums[i] = C(0);
   for (int64_t n = blockIdx.x; n < a.tiling.count; n += gridDim.x) {
     TilePlace place = place_of(a.tiling, a.features, n);
     SYNC_THREADS(30);
@@ -130,8 +131,8 @@ __global__ void __launch_bounds__(kGenericThreads, 1) generic_gradients_kernel(G
     if (t < kGenericPixels) dot[t] = along * static_cast<C>(a.temperature);
     for (int64_t d0 = 0; d0 < channels; d0 += 64) {
       if (a.grad.data) write_gradient<C, T>(a, tile, place, coefficients, dot, d0);
-      for (int k0 = 0; sums && k0 < num_classes; k0 += 64)
-        add_prototype_gradient<C, T>(a, tile, place, coefficients, sums, k0, d0);
+      for (int k0 = 0; a.sums.sum && k0 < num_classes; k0 += 64)
+        add_prototype_gradient<C, T>(a, tile, place, coefficients, k0, d0);
     }
   }
 }

@@ -1,6 +1,7 @@
 // Scalar functions and reductions that the kernels share. Sums are taken in a fixed order everywhere.
 #pragma once
 #include "portable.cuh"
+#include "prepare.cuh"
 
 namespace proac::cuda {
 
@@ -91,6 +92,15 @@ __device__ __forceinline__ C warp_sum(C v) {
 #pragma unroll
   for (int o = 16; o; o >>= 1) v += __shfl_xor_sync(kAllLanes, v, o);
   return v;
+}
+
+// Adds a term, already multiplied by kSumScale, to element (k, d) of the prototypes' gradient.
+template <class C>
+__device__ __forceinline__ void add_term(const PrototypeSums& sums, int64_t channels, int k, int64_t d, C term) {
+  if (fabs(term) < C(0x1p62))
+    atomicAdd(sums.sum + k * channels + d, static_cast<unsigned long long>(llrint(term)));
+  else
+    sums.bad[k] = 1;
 }
 
 // Sum or maximum over the threads of a block; `scratch` holds 32 values, and may be reused after the next barrier.

@@ -12,6 +12,7 @@
 #include <cstdint>
 
 #include "arguments.h"
+#include "device.h"
 
 // tests/cuda_mutants.py: the n-th marked barrier or wait is left out. Nothing, unless compiled with -DMUTANT=n.
 #ifdef CUDA_ON_CPU
@@ -35,10 +36,10 @@ constexpr unsigned kAllLanes = 0xffffffffu;
 #ifdef CUDA_ON_CPU
 
 template <class Arguments>
-cudaError_t launch(void (*kernel)(Arguments), int64_t blocks, int threads, size_t shared, cudaStream_t,
-                   const Arguments& arguments) {
-  on_cpu::launch(reinterpret_cast<void*>(kernel), static_cast<unsigned>(blocks), threads, shared, &arguments,
-                 sizeof arguments, [&] { kernel(arguments); });
+cudaError_t start(void (*kernel)(Arguments), unsigned blocks, int threads, size_t shared, cudaStream_t,
+                  const Arguments& arguments) {
+  on_cpu::launch(reinterpret_cast<void*>(kernel), blocks, threads, shared, &arguments, sizeof arguments,
+                 [&] { kernel(arguments); });
   return cudaSuccess;
 }
 
@@ -49,17 +50,11 @@ using Same = T;
 #define SHARED(T, name) __shared__ Same<T> name  // T may be an array type
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(128) char name[]
 
-// Every kernel takes one struct by value.
 template <class Arguments>
-cudaError_t launch(void (*kernel)(Arguments), int64_t blocks, int threads, size_t shared, cudaStream_t stream,
-                   const Arguments& arguments) {
-  if (shared > 48 * 1024) {
-    cudaError_t error =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
-    if (error != cudaSuccess) return error;
-  }
+cudaError_t start(void (*kernel)(Arguments), unsigned blocks, int threads, size_t shared, cudaStream_t stream,
+                  const Arguments& arguments) {
   // clang-format off
-  kernel<<<static_cast<unsigned>(blocks), threads, shared, stream>>>(arguments);
+  kernel<<<blocks, threads, shared, stream>>>(arguments);
   // clang-format on
   return cudaGetLastError();
 }
@@ -109,5 +104,17 @@ __device__ __forceinline__ uint32_t movmatrix(uint32_t a) {
 }
 
 #endif
+
+// Every kernel takes one struct by value. Its dynamic shared memory is allowed up to the device's limit, always the same: what
+// one call needs, set here, might be less than what a call of another thread has just set.
+template <class Arguments>
+cudaError_t launch(void (*kernel)(Arguments), int64_t blocks, int threads, size_t shared, cudaStream_t stream,
+                   const Arguments& arguments) {
+  if (shared) {
+    cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_limit());
+    if (error != cudaSuccess) return error;
+  }
+  return start(kernel, static_cast<unsigned>(blocks), threads, shared, stream, arguments);
+}
 
 }  // namespace proac::cuda

@@ -14,6 +14,16 @@ __device__ C contrast_log_z(const C* statistics, int num_classes, int k, bool ne
   return negative_mean && weight > C(0) ? log_z - log(weight) : log_z;
 }
 
+// The power of two that takes `bound` to 2^59 or more, and below 2^60. `bound` is what sum_i |dL/dS_ki| / tau cannot exceed:
+// by (7) and (8) the positives' terms sum to A_k T_k / tau, and so do the negatives', whose shares of Z_k sum to 1.
+template <class C>
+__device__ C sum_scale(C bound) {
+  constexpr int kLargest = sizeof(C) == 4 ? 126 : 1000;
+  int exponent = 0;
+  if (bound > C(0) && !isinf(bound)) frexp(bound, &exponent);
+  return ldexp(C(1), 60 - exponent < kLargest ? 60 - exponent : kLargest);
+}
+
 // (7): A_k and what follows from it.
 template <class C>
 __device__ void write_factors(const Prepare& a, C* scratch) {
@@ -37,11 +47,14 @@ __device__ void write_factors(const Prepare& a, C* scratch) {
     if (a.reduction == kMean) upstream = sum_class_weight == C(0) ? C(0) : upstream / sum_class_weight;
     C positive = weight[k] == C(0) ? C(0) : upstream / weight[k] * inverse_tau;
     out[kPositiveFactor * a.num_classes + k] = positive;
-    out[kNegativeFactor * a.num_classes + k] = positive * static_cast<const C*>(a.sums)[a.num_classes + k];
+    C negative = positive * static_cast<const C*>(a.positive_sums)[a.num_classes + k];
+    out[kNegativeFactor * a.num_classes + k] = negative;
     out[kFactorLogZ * a.num_classes + k] = statistics[kLogZ * a.num_classes + k];
     out[kContrast * a.num_classes + k] = contrast_log_z(statistics, a.num_classes, k, a.negative_mean);
-    out[kPixelFactor * a.num_classes + k] =
-        sum_weight == C(0) ? C(0) : static_cast<C>(a.pixel_anchor_weight) * grad / sum_weight * inverse_tau;
+    C pixels = sum_weight == C(0) ? C(0) : static_cast<C>(a.pixel_anchor_weight) * grad * inverse_tau;
+    out[kPixelFactor * a.num_classes + k] = sum_weight == C(0) ? C(0) : pixels / sum_weight;
+    out[kSumScale * a.num_classes + k] =
+        sum_scale(C(2) * (static_cast<C>(fabs(negative)) + static_cast<C>(fabs(pixels))));
   }
 }
 
@@ -78,6 +91,11 @@ __global__ void __launch_bounds__(kPrepareThreads) prepare_kernel(Prepare a) {
     for (int d = threadIdx.x; d < a.channels; d += kPrepareThreads)
       static_cast<C*>(a.unit)[static_cast<int64_t>(row) * a.channels + d] = unit(d);
   if (a.norm && real && threadIdx.x == 0) static_cast<C*>(a.norm)[row] = norm;
+  if (a.sums.sum && real) {
+    for (int d = threadIdx.x; d < a.channels; d += kPrepareThreads)
+      a.sums.sum[static_cast<int64_t>(row) * a.channels + d] = 0;
+    if (threadIdx.x == 0) a.sums.bad[row] = 0;
+  }
   if constexpr (sizeof(C) == 4) {
     if (a.split && row < a.split_rows) {
       T* high = static_cast<T*>(a.split) + static_cast<int64_t>(row) * a.split_channels;

@@ -11,7 +11,16 @@ enum FactorRow {
   kFactorLogZ,      // the sum form of log Z_k
   kContrast,        // the log Z_k of the loss
   kPixelFactor,     // alpha / sum_V w / tau, times the upstream gradient; the same for every class
+  kSumScale,        // a power of two: what the prototypes' gradient is multiplied by to be summed in integers
   kFactorRows
+};
+
+// The gradient of each prototype, before it is projected, is summed in integers: they add up to the same in any order of
+// blocks, so that it needs neither a slice for each block nor floating-point atomics.
+struct PrototypeSums {
+  unsigned long long*
+      sum;   // (K, D): sum_i dL/dS_ki xhat_i / tau, times kSumScale, in two's complement; null if not wanted
+  int* bad;  // (K): not 0 where a term was NaN or infinite
 };
 
 struct Prepare {
@@ -23,9 +32,10 @@ struct Prepare {
   void*
       split;  // the features' type, (2, split_rows, split_channels): high and low parts times kSplitScale, zero-padded
   int split_rows, split_channels;
-  void* factors;  // C (kFactorRows, K)
+  void* factors;       // C (kFactorRows, K)
+  PrototypeSums sums;  // set to zero
   // for the factors
-  const void *statistics, *sums, *class_weight, *grad_loss;
+  const void *statistics, *positive_sums, *class_weight, *grad_loss;
   int64_t grad_loss_stride;
   double temperature, pixel_anchor_weight;
   int reduction;

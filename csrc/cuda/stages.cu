@@ -47,7 +47,7 @@ StatisticsPlan plan(const ClassStatistics& a) {
   StatisticsPlan p = {};
   int64_t classes = a.pixels.num_classes, channels = a.features.channels;
   size_t size = compute_size(a.features.type);
-  p.fast = plan_fast(a.features, classes, false, p.fast_plan);
+  p.fast = plan_fast(a.features, classes, FastStage::statistics, p.fast_plan);
   p.blocks = p.fast ? p.fast_plan.blocks : generic_blocks(a.features, classes);
   Pieces pieces(a.workspace);
   p.unit = p.fast ? nullptr : pieces.take(classes * channels * size);
@@ -59,11 +59,11 @@ StatisticsPlan plan(const ClassStatistics& a) {
 }
 
 struct GradientsPlan {
-  bool fast;     // the features' gradient
-  bool generic;  // the prototypes' gradient, and the features' where the fast path does not take them
+  bool fast;
   FastPlan fast_plan;
   int blocks;  // of the plain path
-  void *unit, *norm, *split, *factors, *coefficients, *grad_unit;
+  void *unit, *norm, *split, *factors, *coefficients;
+  PrototypeSums sums;
   size_t bytes;
 };
 
@@ -71,20 +71,18 @@ GradientsPlan plan(const LossGradients& a) {
   GradientsPlan p = {};
   int64_t classes = a.pixels.num_classes, channels = a.features.channels;
   size_t size = compute_size(a.features.type);
-  p.fast = a.grad_features.data && plan_fast(a.features, classes, true, p.fast_plan);
-  p.generic = a.grad_prototypes || (a.grad_features.data && !p.fast);
+  p.fast = plan_fast(a.features, classes,
+                     a.grad_prototypes ? FastStage::gradients_and_prototypes : FastStage::gradients, p.fast_plan);
   p.blocks = generic_blocks(a.features, classes);
-  if (a.grad_prototypes && p.blocks > 64) p.blocks = 64;  // each holds (K, D) sums
   Pieces pieces(a.workspace);
   p.factors = pieces.take(kFactorRows * classes * size);
   p.split = p.fast ? pieces.take(2 * p.fast_plan.rows * p.fast_plan.channels * element_size(a.features.type)) : nullptr;
-  if (p.generic) {
-    p.unit = pieces.take(classes * channels * size);
-    p.coefficients = pieces.take(static_cast<size_t>(p.blocks) * kGenericPixels * classes * size);
-  }
+  if (!p.fast || a.grad_prototypes) p.unit = pieces.take(classes * channels * size);
+  if (!p.fast) p.coefficients = pieces.take(static_cast<size_t>(p.blocks) * kGenericPixels * classes * size);
   if (a.grad_prototypes) {
     p.norm = pieces.take(classes * size);
-    p.grad_unit = pieces.take(static_cast<size_t>(p.blocks) * classes * channels * size);
+    p.sums.sum = static_cast<unsigned long long*>(pieces.take(classes * channels * sizeof(*p.sums.sum)));
+    p.sums.bad = static_cast<int*>(pieces.take(classes * sizeof(*p.sums.bad)));
   }
   p.bytes = pieces.used();
   return p;
@@ -147,7 +145,7 @@ cudaError_t run(const LossGradients& call, cudaStream_t stream) {
   GradientsPlan p = plan(a);
   Type type = a.features.type;
   int classes = static_cast<int>(a.pixels.num_classes), channels = static_cast<int>(a.features.channels);
-  if (!p.fast && !p.generic) return cudaSuccess;
+  if (!a.grad_features.data && !a.grad_prototypes) return cudaSuccess;
   Prepare first = {};
   first.prototypes = a.prototypes;
   first.num_classes = classes;
@@ -158,8 +156,9 @@ cudaError_t run(const LossGradients& call, cudaStream_t stream) {
   first.split_rows = p.fast ? p.fast_plan.rows : 0;
   first.split_channels = p.fast ? p.fast_plan.channels : 0;
   first.factors = p.factors;
+  first.sums = p.sums;
   first.statistics = a.statistics;
-  first.sums = a.sums;
+  first.positive_sums = a.sums;
   first.class_weight = a.class_weight;
   first.grad_loss = a.grad_loss;
   first.grad_loss_stride = a.grad_loss_stride;
@@ -174,18 +173,17 @@ cudaError_t run(const LossGradients& call, cudaStream_t stream) {
     FastGradients job = {{a.features, a.pixels, a.sampling, p.fast_plan, p.split, a.temperature, pixel_anchor},
                          p.factors,
                          a.grad_features,
-                         is_aligned(a.grad_features, p.fast_plan.pixels_first)};
+                         is_aligned(a.grad_features, p.fast_plan.pixels_first),
+                         p.sums};
     error = fast_gradients(job, stream);
-    if (error != cudaSuccess) return error;
+  } else {
+    GenericGradients job = {a.features,     a.pixels,        a.sampling,    tile_pixels(a.features, kGenericPixels),
+                            p.unit,         p.factors,       a.temperature, pixel_anchor,
+                            p.coefficients, a.grad_features, p.sums};
+    error = generic_gradients(job, p.blocks, stream);
   }
-  if (!p.generic) return cudaSuccess;
-  GenericGradients job = {a.features,     a.pixels,        a.sampling,    tile_pixels(a.features, kGenericPixels),
-                          p.unit,         p.factors,       a.temperature, pixel_anchor,
-                          p.coefficients, a.grad_features, p.grad_unit};
-  if (p.fast) job.grad.data = nullptr;
-  error = generic_gradients(job, p.blocks, stream);
   if (error != cudaSuccess || !a.grad_prototypes) return error;
-  return merge_prototypes({p.grad_unit, p.blocks, classes, channels, p.unit, p.norm, a.grad_prototypes}, type, stream);
+  return finish_prototypes({p.sums, classes, channels, p.unit, p.norm, p.factors, a.grad_prototypes}, type, stream);
 }
 
 Features describe_features(void* data, Type type, int spatial_axes, const int64_t* shape, const int64_t* strides) {

@@ -169,6 +169,7 @@ static void loss_gradients(Array features, std::string type, Array labels, Maybe
 static void set_options(int order, uint64_t seed, size_t shared_limit, int multiprocessors, int mutant) {
   auto& o = on_cpu::options();
   o.order = order, o.seed = seed, o.shared_limit = shared_limit, o.multiprocessors = multiprocessors, o.mutant = mutant;
+  on_cpu::dynamic_shared_limits().clear();  // of another device
 }
 static py::list take_launches() {
   py::list out;

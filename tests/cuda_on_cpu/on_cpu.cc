@@ -50,6 +50,7 @@ struct Block {
   int live = 0, atbar = 0, red[3] = {0, 1, 0}, redout[3];
   char* dyn = nullptr;
   std::vector<std::pair<const void*, void*>> statics;
+  size_t static_bytes = 0;
 };
 static Block* blk;
 static Counters* C;
@@ -209,7 +210,12 @@ void* static_shared(const void* site, size_t bytes) {
   if (posix_memalign(&p, 128, bytes)) abort();
   memset(p, options().poison ? 0xFF : 0, bytes);
   cur->block->statics.push_back({site, p});
+  cur->block->static_bytes += bytes;
   return p;
+}
+std::map<const void*, int>& dynamic_shared_limits() {
+  static std::map<const void*, int> limits;
+  return limits;
 }
 std::vector<Launch>& launches() {
   static std::vector<Launch> l;
@@ -419,7 +425,6 @@ void launch(void* kernel, unsigned blocks, int threads, size_t dyn, const void* 
   if (!rng) rng = 1;
   if (threads > 1024 || threads < 1 || !blocks)
     throw std::runtime_error("bad launch: " + std::to_string(blocks) + " blocks of " + std::to_string(threads));
-  if (dyn > options().shared_limit) throw std::runtime_error("too much shared memory: " + std::to_string(dyn));
   C->blocks += blocks;
   C->threads += (uint64_t)blocks * threads;
   std::vector<unsigned> ord(blocks);
@@ -430,6 +435,11 @@ void launch(void* kernel, unsigned blocks, int threads, size_t dyn, const void* 
     Block* b = new_block(i, dyn);
     run(b);
     cur = nullptr;
+    // without the attribute, 48 KB of static and dynamic shared memory together
+    auto set = dynamic_shared_limits().find(kernel);
+    size_t allowed = set == dynamic_shared_limits().end() ? (48 << 10) - b->static_bytes : set->second;
+    if (failure.empty() && (dyn > allowed || dyn + b->static_bytes > options().shared_limit))
+      failure = "too much shared memory: " + std::to_string(b->static_bytes) + " + " + std::to_string(dyn);
     free_block(b);
     if (!failure.empty()) {
       std::string text = std::string(name) + ": " + failure;
@@ -446,5 +456,12 @@ cudaError_t cudaGetDevice(int* device) {
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr a, int) {
   *value =
       a == cudaDevAttrMultiProcessorCount ? on_cpu::options().multiprocessors : (int)on_cpu::options().shared_limit;
+  return cudaSuccess;
+}
+cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int value) {
+  if (value > static_cast<int>(on_cpu::options().shared_limit)) return cudaErrorInvalidValue;
+  int& limit = on_cpu::dynamic_shared_limits()[kernel];
+  if (value < limit) throw std::runtime_error("the shared memory that a kernel may have is lowered");
+  limit = value;
   return cudaSuccess;
 }

@@ -135,6 +135,7 @@ struct Launch {
   std::string arguments;
 };
 std::vector<Launch>& launches();
+std::map<const void*, int>& dynamic_shared_limits();  // by kernel, as cudaFuncSetAttribute set them
 void fail(const char* fmt, ...);
 inline int popc(unsigned x) { return __builtin_popcount(x); }
 }  // namespace on_cpu
