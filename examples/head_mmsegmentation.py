@@ -1,8 +1,8 @@
-"""mmsegmentation 1.x: a decode head that adds ProAC to its losses. UNTESTED: written from mmsegmentation 1.2.2's source.
+"""mmsegmentation 1.x: a decode head that adds ProAC to its losses. UNTESTED in training.
 
-mmsegmentation needs the compiled ops of mmcv, of which there is no build for the PyTorch that this package needs; nobody has
-run this file. In a configuration: ``custom_imports = dict(imports=["head_mmsegmentation"])``, and
-``decode_head=dict(type="ProACFCNHead", proac_weight=0.1, ...)`` instead of ``type="FCNHead"``.
+mmsegmentation needs the compiled ops of mmcv, of which there is no build for the PyTorch that this package needs. The head
+alone was run once, with mmsegmentation 1.2.2 and those ops left out. In a configuration:
+``custom_imports = dict(imports=["head_mmsegmentation"])``, and ``type="ProACFCNHead"`` instead of ``type="FCNHead"``.
 """
 
 from mmseg.models.decode_heads import FCNHead

@@ -83,7 +83,7 @@ class ProACRegularizer(nn.Module):
         module = _find(model, layer)
         self.layer = layer
         self.select = select
-        self.in_channels = in_channels  # of a head of our own
+        self.in_channels = in_channels  # None: the head takes what comes
         if isinstance(head, str):
             self.in_channels = in_channels or _channels_out(module, layer)
             head = ProjectionHead(self.in_channels, embedding_dim, head)
@@ -92,7 +92,6 @@ class ProACRegularizer(nn.Module):
         devices = {parameter.device for parameter in module.parameters()} or {torch.device("cpu")}
         if len(devices) == 1 and torch.device("meta") not in devices:
             self.to(devices.pop())
-        self._is_trained = any(parameter.requires_grad for parameter in module.parameters())
         self._tap = _Tap()
         self._hook = module.register_forward_hook(self._tap)
 
@@ -105,7 +104,7 @@ class ProACRegularizer(nn.Module):
                 "call. A model which torch.compile ran before the regularizer was made does not run its hook"
             )
         features = self._feature_map(output, labels)
-        if torch.is_grad_enabled() and self._is_trained and not features.requires_grad:
+        if torch.is_grad_enabled() and self._tap.is_trained and not features.requires_grad:
             raise RuntimeError(
                 f"the output of layer {self.layer!r} has no gradient: run the model with gradients enabled. For a layer "
                 "within a checkpointed part of the model, checkpoint with use_reentrant=False"
@@ -142,6 +141,7 @@ class _Tap:
     """A forward hook that keeps its layer's last output. Copies and pickles of it keep none: it is no part of the model."""
 
     output: Any = None
+    is_trained = False  #: whether a parameter of the layer was to get a gradient
 
     def __call__(self, module: nn.Module, inputs: Any, output: Any) -> None:
         if getattr(module, "_is_replica", False):
@@ -152,6 +152,7 @@ class _Tap:
         # In backward, a checkpointed layer runs again: that output belongs to the step that is over.
         if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
             self.output = output
+            self.is_trained = any(parameter.requires_grad for parameter in module.parameters())
 
     def __getstate__(self) -> dict[str, Any]:
         return {}

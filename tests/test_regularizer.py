@@ -79,6 +79,15 @@ def test_a_call_without_a_batch_says_so():
         proac(labels)
 
 
+def test_frozen_layer_trains_the_head():
+    model, (images, labels) = _Network(), _batch()
+    proac = ProACRegularizer(model, "backbone", 5, embedding_dim=8)
+    model.backbone.requires_grad_(False)
+    model(images)
+    proac(labels).backward()
+    assert proac.head[0].weight.grad.abs().sum() > 0
+
+
 def test_validation_gives_the_same_number_without_gradients():
     model, (images, labels) = _Network().eval(), _batch()
     proac = ProACRegularizer(model, "backbone", 5)
