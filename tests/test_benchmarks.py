@@ -31,6 +31,13 @@ ROWS = Problem("rows", (70, 12), 5)
 VOLUME = Problem("volume", (1, 6, 3, 4, 5), 3)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _same_threads_afterwards():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
 # --- contestants
 
 
