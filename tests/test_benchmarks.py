@@ -358,6 +358,7 @@ def test_plans_cover_what_they_promise():
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory) -> Path:
     """The results of a run from the command line."""
+    pytest.importorskip("matplotlib")
     folder = tmp_path_factory.mktemp("benchmarks")
     chosen = ["--contestant", "cpp", "cuda", "reference", "eager", FLOOR]
     sweeps = ["--sweep", "crops", "pixels", "negatives"]
@@ -366,7 +367,6 @@ def tiny(tmp_path_factory) -> Path:
 
 
 def test_command_line_end_to_end(tiny):
-    pytest.importorskip("matplotlib")
     results = Results.read(tiny)
     for key in ("cpu", "cpu_flags", "torch", "commit", "threads"):
         assert results.machine[key]
