@@ -114,6 +114,14 @@ def measure(arguments: argparse.Namespace, console: Console) -> Results:
     return results
 
 
+def _command(options: list[str]) -> str:
+    """The command as another machine would repeat it: without the folder."""
+    if "--output" in options:
+        at = options.index("--output")
+        options = options[:at] + options[at + 2 :]
+    return " ".join(["python -m benchmarks", *options])
+
+
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0].startswith("--") and argv[0] not in ("--help",):
@@ -132,7 +140,7 @@ def main(argv: list[str] | None = None) -> int:
     if not console.is_terminal:
         console = Console(width=160)
     results = measure(arguments, console)
-    results.method["command"] = " ".join(["python -m benchmarks", *argv[1:]])
+    results.method["command"] = _command(argv[1:])
     path = arguments.output / f"{arguments.device.split(':')[0]}.json"
     results.write(path)
     plots.draw(results, path)

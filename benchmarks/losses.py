@@ -276,7 +276,7 @@ CONTESTANTS = {
             _metric_learning("SupConLoss"),
             needs="pytorch_metric_learning",
             synchronises=True,
-            square_matrices=8,
+            square_matrices=10,
         ),
         Contestant(FLOOR, "floor: features.sum(), then features.clone()", _floor, samples=True, matrices=1),
     )

@@ -60,11 +60,11 @@ def product_dtype(dtype: str, device: str) -> str:
     return dtype if device.startswith("cuda") or dtype == "float64" else "float32"
 
 
-def measure_rates(dtypes: set[str], clock: Clock, rotated_bytes: int, repeats: int) -> Rates:
-    """Copy bandwidth over ``rotated_bytes`` and rates of square products: the best of ``repeats``, as befits a roof."""
+def measure_rates(dtypes: set[str], clock: Clock, copied_bytes: int, repeats: int) -> Rates:
+    """Copy bandwidth over ``copied_bytes`` and rates of square products: the best of ``repeats``, as befits a roof."""
     products = {product_dtype(dtype, clock.device) for dtype in dtypes}
     return Rates(
-        _copy_rate(rotated_bytes, clock, repeats),
+        _copy_rate(copied_bytes, clock, repeats),
         {dtype: _product_rate(dtype, clock, repeats) for dtype in sorted(products)},
     )
 

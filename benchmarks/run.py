@@ -46,7 +46,8 @@ class Runner:
         dtypes = {problem.dtype for sweep in self.plan.sweeps for problem in sweep.problems}
         self.report("measuring the machine's copy bandwidth and matrix products")
         repeats = 9 if self.plan.fast.least > 3 else 3
-        self.rates = measure_rates(dtypes, self.clock, self.rotated_bytes, repeats)
+        copied = self.plan.rotated_bytes or max(self.rotated_bytes, 1 << 28)
+        self.rates = measure_rates(dtypes, self.clock, copied, repeats)
         self.results.rates = dataclasses.asdict(self.rates)
         clock_name = "events" if isinstance(self.clock, CudaClock) else "process" if self.process_time else "wall"
         self.results.method = {

@@ -31,6 +31,13 @@ ROWS = Problem("rows", (70, 12), 5)
 VOLUME = Problem("volume", (1, 6, 3, 4, 5), 3)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _same_threads_afterwards():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
 # --- contestants
 
 
@@ -351,15 +358,15 @@ def test_plans_cover_what_they_promise():
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory) -> Path:
     """The results of a run from the command line."""
+    pytest.importorskip("matplotlib")
     folder = tmp_path_factory.mktemp("benchmarks")
-    chosen = ["--contestant", "cpp", "cuda", "eager", FLOOR]
+    chosen = ["--contestant", "cpp", "cuda", "reference", "eager", FLOOR]
     sweeps = ["--sweep", "crops", "pixels", "negatives"]
     assert main(["--tiny", *chosen, *sweeps, "--threads", "1", "--device", "cpu", "--output", str(folder)]) == 0
     return folder / "cpu.json"
 
 
 def test_command_line_end_to_end(tiny):
-    pytest.importorskip("matplotlib")
     results = Results.read(tiny)
     for key in ("cpu", "cpu_flags", "torch", "commit", "threads"):
         assert results.machine[key]
@@ -445,6 +452,12 @@ def test_comparison_finds_what_moved_beyond_the_noise(tiny, tmp_path):
     slower["rows"][1]["both"] |= {"median_ms": 9.0, "lower_ms": 9.0, "upper_ms": 9.0, "runs": 1}  # once is no evidence
     code, text = exit_code(slower)
     assert code == 1 and "1 worse" in text and "1.30x" in text
+    assert set(compare.BACKENDS) == proac_cuda.available_backends().keys()
+    busy = copy.deepcopy(slower)  # the machine was slower for everybody
+    for row in busy["rows"]:
+        if row["contestant"] == "eager":
+            row["both"]["median_ms"] = 1.4
+    assert exit_code(busy)[0] == 0
     heavier = copy.deepcopy(new)
     heavier["rows"][0]["peak_extra_bytes"] *= 1.1
     assert exit_code(heavier)[0] == 1
