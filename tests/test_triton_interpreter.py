@@ -83,6 +83,24 @@ def test_importing_the_package_imports_no_kernels():
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="needs TRITON_INTERPRET=1")
+def test_label_positions_beyond_2_31_pixels():
+    """One image of 50,000 x 50,000 pixels: the labels' position comes out of 64-bit arithmetic throughout."""
+    import position_kernel
+    from proac_cuda.triton.layout import label_arguments
+
+    size, label_size = (50_000, 50_000), (25_000, 100_000)
+    labels = torch.empty(1, *label_size, dtype=torch.uint8, device="meta")
+    arguments = label_arguments(labels, None, torch.Size(size), 255)
+    index = torch.tensor([0, 2**31 - 1, 2**31, 2_400_049_999, 2_499_999_999])
+    out = torch.zeros(3, 8, dtype=torch.int64)
+    names = "size", "label_size", "scale"
+    position_kernel.positions[(1,)](index, out, len(index), *(arguments[name] for name in names), BM=8)
+    row, column = index // size[1], index % size[1]
+    expected = torch.stack([torch.zeros_like(row), row // 2, column * 2])
+    assert torch.equal(out[:, : len(index)], expected)
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="needs TRITON_INTERPRET=1")
 @pytest.mark.parametrize("backward", ["features held", "features streamed", "some kept", "none kept"])
 @pytest.mark.parametrize(
     "dtype, channels, classes",

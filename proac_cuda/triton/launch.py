@@ -2,7 +2,13 @@
 
 Nothing here looks at the contents of a tensor, so nothing waits for the GPU and every call can be captured in a CUDA graph.
 Launches, without sampling: forward 6 (prepare, statistics, merge, positive sums, merge, reduce), 7 where the twin meets
-more classes than fit into one block; backward 2, and 2 more where the prototypes need a gradient.
+more classes than fit into one block; backward 2, and 2 more where the prototypes need a gradient. The last of these four
+adds chunks up, K programs side by side; to save it, one program would have to read all C K D numbers at the end.
+
+Sums over pixels come in at most MAX_CHUNKS chunks for K-vectors: that many programs share the features, and 64 would leave
+three quarters of a large GPU idle (two programs fit on a multiprocessor, of which there are 108 and more). They cost
+9 x 512 x K numbers. The chunks of the prototypes' gradient, K x D numbers each, are at most MAX_PROTOTYPE_CHUNKS = 64; its
+blocks of classes and of channels are programs of their own.
 """
 
 from __future__ import annotations
@@ -155,7 +161,8 @@ def class_statistics(
     """Stage (i): as :func:`proac_cuda.reference.class_statistics`."""
     num_classes, channels = prototypes.shape
     arch = architecture(features.device)
-    tile = tiles.forward_tiles(features.dtype, channels, num_classes, arch)
+    more_options = pixel_weight is not None or thresholds is not None or pixel_anchor or hardest_negative
+    tile = tiles.forward_tiles(features.dtype, channels, num_classes, arch, more_options)
     pixels = lay_out(features)
     chunks = pixels.chunks(tile.BM, tiles.MAX_CHUNKS)
     num_chunks = max(1, triton.cdiv(chunks["tiles"], chunks["tiles_per_chunk"]))
@@ -265,8 +272,9 @@ def loss_gradients(
     """Stage (iii): as :func:`proac_cuda.reference.loss_gradients`."""
     num_classes, channels = prototypes.shape
     arch = architecture(features.device)
-    feature_tile = tiles.backward_tiles(features.dtype, channels, num_classes, arch)
-    prototype_tile = tiles.prototype_tiles(features.dtype, channels, num_classes, arch)
+    more_options = pixel_weight is not None or thresholds is not None or pixel_anchor_weight > 0
+    feature_tile = tiles.backward_tiles(features.dtype, channels, num_classes, arch, more_options)
+    prototype_tile = tiles.prototype_tiles(features.dtype, channels, num_classes, arch, more_options)
     grad_features = torch.empty_like(features) if features_need_grad else features.new_empty(0)
     grad_prototypes = torch.empty_like(prototypes) if prototypes_need_grad else prototypes.new_empty(0)
     norms = prototypes.new_empty(num_classes) if prototypes_need_grad else None

@@ -34,19 +34,27 @@ def _power_of_two(value: int, low: int, high: int) -> int:
     return max(low, min(high, 1 << (value - 1).bit_length()))
 
 
-def forward_tiles(dtype: torch.dtype, channels: int, classes: int, architecture: str) -> Tiles:
-    """Of `class_statistics`: all classes in one block where that fits, so that the features are read once."""
+def forward_tiles(
+    dtype: torch.dtype, channels: int, classes: int, architecture: str, more_options: bool = False
+) -> Tiles:
+    """Of `class_statistics`: all classes in one block where that fits, so that the features are read once.
+
+    ``more_options``, here and below: weights, sampled sets, the twin or diagnostics, which take registers of their own.
+    """
     channel_block = _power_of_two(channels, 16, 32)
     if dtype == torch.float64:
         return Tiles(_power_of_two(classes, 16, 32), 32, 16, 4, 2)
     kb = _power_of_two(classes, 16, 256)
-    pixel_block = 64 if kb < 256 else 32  # more, and registers spill
+    warps = 8 if kb > 64 or (more_options and dtype == torch.float32) else 4
+    pixel_block = 64 if kb < 256 else 16 if more_options else 32  # more, and registers spill
     if architecture == "interpreter":
         pixel_block = INTERPRETER_BM
-    return Tiles(kb, pixel_block, channel_block, 8 if kb > 64 else 4, 2)
+    return Tiles(kb, pixel_block, channel_block, warps, 2)
 
 
-def backward_tiles(dtype: torch.dtype, channels: int, classes: int, architecture: str) -> Tiles:
+def backward_tiles(
+    dtype: torch.dtype, channels: int, classes: int, architecture: str, more_options: bool = False
+) -> Tiles:
     """Of the feature gradient: DO = 0 for all classes at once, DO > 0 for blocks of classes one after the other.
 
     KB < BM, so that Triton lays the warps along the pixels, 8 to a warp, and not along the classes. KEPT, DO and DG are
@@ -60,7 +68,7 @@ def backward_tiles(dtype: torch.dtype, channels: int, classes: int, architecture
         one_block, held, grown = 16, 64, 64
     elif dtype == torch.float32:
         grown = 128
-        if architecture not in ("sm_80", "sm_86", "sm_89", "sm_90", "interpreter"):
+        if more_options or architecture not in ("sm_80", "sm_86", "sm_89", "sm_90", "interpreter"):
             held = 128
     if architecture == "interpreter":
         pixel_block = INTERPRETER_BM
@@ -68,17 +76,21 @@ def backward_tiles(dtype: torch.dtype, channels: int, classes: int, architecture
     sizes = {"BM": pixel_block, "BD": channel_block, "num_warps": warps, "num_stages": 1}
     if classes <= one_block:
         return Tiles(KB=_power_of_two(classes, 16, one_block), KEPT=own, **sizes)
-    if channels > held and classes <= 256 and dtype != torch.float64:
+    if (channels > held or more_options) and classes <= 256 and dtype != torch.float64:
         return Tiles(KB=16 if dtype == torch.float32 else 32, KEPT=0, **sizes)
     return Tiles(KB=16, DO=own, DG=min(own, grown), **sizes)
 
 
-def prototype_tiles(dtype: torch.dtype, channels: int, classes: int, architecture: str) -> Tiles:
+def prototype_tiles(
+    dtype: torch.dtype, channels: int, classes: int, architecture: str, more_options: bool = False
+) -> Tiles:
     """Of the prototypes' gradient: a block of it (KB, DO) is summed in registers over a chunk."""
     kb = _power_of_two(classes, 16, 32)
     if architecture == "interpreter":
         return Tiles(kb, INTERPRETER_BM, _power_of_two(channels, 16, 32), 4, 1, DO=_power_of_two(channels, 16, 128))
     if dtype == torch.float64:
         return Tiles(16, 16, 16, 4, 1, DO=_power_of_two(channels, 16, 64))
-    widest = 64 if dtype == torch.float32 else 128  # more, and registers spill
+    if more_options:
+        kb = 16
+    widest = 64 if dtype == torch.float32 or more_options else 128  # more, and registers spill
     return Tiles(kb, 32, _power_of_two(channels, 16, 32), 4, 1, DO=_power_of_two(channels, 16, widest))
