@@ -1,1 +1,1 @@
-"""Semantic segmentation with and without ProAC: data, a compact network, a trainer and a report."""
+"""Semantic segmentation with and without ProAC: data, a compact network, a trainer, a demo and a study."""
