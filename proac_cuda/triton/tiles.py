@@ -47,12 +47,11 @@ def forward_tiles(
         return Tiles(_power_of_two(classes, 16, 32), 32, 16, 4, 2)
     kb = _power_of_two(classes, 16, 256)
     warps = 8 if kb > 64 or (more_options and dtype == torch.float32) else 4
-    pixel_block = (
-        64 if kb < 256 else 16 if more_options or architecture == "sm_100" else 32
-    )  # more, and registers spill
-    multiple = kb  # a mask saves reading the padding of 150 classes to 256, but costs registers
-    if kb == 256 and not more_options and dtype != torch.float32 and architecture in ("sm_80", "sm_90"):
-        multiple = 32
+    pixel_block, multiple = 64, kb
+    if kb == 256:  # more pixels, and registers spill
+        pixel_block = 16 if more_options or architecture not in ("sm_80", "sm_86", "sm_89", "sm_90") else 32
+        if not more_options and dtype != torch.float32:  # a mask saves reading the padding, but takes registers
+            multiple = 32
     if architecture == "interpreter":
         pixel_block, multiple = INTERPRETER_BM, min(kb, 32)
     return Tiles(kb, pixel_block, channel_block, warps, 2, K_MULTIPLE=multiple)
