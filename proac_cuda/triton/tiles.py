@@ -73,7 +73,8 @@ def backward_tiles(
         one_block, held, grown = 16, 64, 64
     elif dtype == torch.float32:
         grown = 128
-        if more_options or architecture not in ("sm_80", "sm_86", "sm_89", "sm_90", "interpreter"):
+        roomy = ("sm_80", "interpreter") if classes > one_block else ("sm_80", "sm_86", "sm_89", "sm_90", "interpreter")
+        if more_options or architecture not in roomy:
             held = 128
     if architecture == "interpreter":
         pixel_block = INTERPRETER_BM
