@@ -50,7 +50,7 @@ def test_no_spills_with_every_option(architecture):
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("architecture", compiled_facts.ARCHITECTURES)
 def test_no_spills_in_the_whole_table(architecture):
-    """A quarter of an hour of processor time each."""
+    """Sixty compilations of the large kernels for each architecture, in two processes."""
     dtypes = "float32", "bfloat16", "float16", "float64"
     _check(compiled_facts.cells_of([architecture], dtypes, [19, 150]), jobs=2)
 

@@ -84,6 +84,10 @@ def class_statistics_kernel(
 
     for tile in range(chunk * tiles_per_chunk, tl.minimum((chunk + 1) * tiles_per_chunk, tiles)):
         image, pixel, index, inside = tile_of_pixels(tile, tiles_per_image, P, BM, INDEX)
+        s, _ = similarities(
+            features, anchors, image, pixel, inside, k, strides, tau_inverse,
+            D, K_PAD, D_PAD, BD, REAL, PRECISION, INTERPRETED,
+        )  # fmt: skip
         label, weight, bad_label, bad_weight, raw_label, raw_weight = read_pixels(
             index,
             inside,
@@ -98,10 +102,6 @@ def class_statistics_kernel(
             K,
             REAL,
         )
-        s, _ = similarities(
-            features, anchors, image, pixel, inside, k, strides, tau_inverse,
-            D, K_PAD, D_PAD, BD, REAL, PRECISION, INTERPRETED,
-        )  # fmt: skip
         own, negative = members(label, k, index, thresholds, rng_state, K)
 
         terms = tl.where(negative, s + tl.log(weight)[None, :], float("-inf"))

@@ -74,9 +74,9 @@ class _Anchors(NamedTuple):
 def _prepare(
     features: Tensor, prototypes: Tensor, chosen: list[tiles.Tiles], norms: Tensor | None, **gradient: Any
 ) -> _Anchors:
-    """(1): phat, padded to whole blocks of every kernel that reads it; in backward also the coefficients."""
+    """(1): phat, padded to whole blocks of the kernels that read it or mask it; in backward also the coefficients."""
     num_classes, channels = prototypes.shape
-    k_pad = _round_up(num_classes, max(tile.KB for tile in chosen))
+    k_pad = _round_up(num_classes, max(tile.K_MULTIPLE for tile in chosen))
     d_pad = _round_up(channels, max(max(tile.BD, tile.DO, tile.KEPT) for tile in chosen))
     parts = 1 if features.dtype in (torch.float32, torch.float64) else 2
     dtype = features.dtype if parts == 2 else prototypes.dtype

@@ -28,6 +28,7 @@ class Tiles(NamedTuple):
     DO: int = 0
     DG: int = 0
     KEPT: int = 0
+    K_MULTIPLE: int = 32  #: to which classes are padded in memory; loads of blocks beyond that are masked
 
 
 def _power_of_two(value: int, low: int, high: int) -> int:
@@ -46,10 +47,14 @@ def forward_tiles(
         return Tiles(_power_of_two(classes, 16, 32), 32, 16, 4, 2)
     kb = _power_of_two(classes, 16, 256)
     warps = 8 if kb > 64 or (more_options and dtype == torch.float32) else 4
-    pixel_block = 64 if kb < 256 else 16 if more_options else 32  # more, and registers spill
+    pixel_block, multiple = 64, kb
+    if kb == 256:  # more pixels, and registers spill
+        pixel_block = 16 if more_options or architecture not in ("sm_80", "sm_86", "sm_89", "sm_90") else 32
+        if not more_options and dtype != torch.float32:  # a mask saves reading the padding, but takes registers
+            multiple = 32
     if architecture == "interpreter":
-        pixel_block = INTERPRETER_BM
-    return Tiles(kb, pixel_block, channel_block, warps, 2)
+        pixel_block, multiple = INTERPRETER_BM, min(kb, 32)
+    return Tiles(kb, pixel_block, channel_block, warps, 2, K_MULTIPLE=multiple)
 
 
 def backward_tiles(
@@ -68,7 +73,8 @@ def backward_tiles(
         one_block, held, grown = 16, 64, 64
     elif dtype == torch.float32:
         grown = 128
-        if more_options or architecture not in ("sm_80", "sm_86", "sm_89", "sm_90", "interpreter"):
+        roomy = ("sm_80", "interpreter") if classes > one_block else ("sm_80", "sm_86", "sm_89", "sm_90", "interpreter")
+        if more_options or architecture not in roomy:
             held = 128
     if architecture == "interpreter":
         pixel_block = INTERPRETER_BM

@@ -88,12 +88,14 @@ def norm_and_inverse(squares, far_squares):
 def load_anchors(
     anchors, k, d, PART: tl.constexpr, K_PAD: tl.constexpr, D_PAD: tl.constexpr, AGAIN: tl.constexpr = False
 ):
-    """A block of one part of phat, (len(k), len(d)); the buffer is (parts, K_PAD, D_PAD), zero where padded.
+    """A block of one part of phat, (len(k), len(d)); the buffer is (parts, K_PAD, D_PAD), zero where padded, and beyond.
 
     AGAIN: for a second product. Were both loads alike, Triton would make them one and hold all of phat in registers between.
     """
     pointers = anchors + (PART * K_PAD + k[:, None]) * D_PAD + d[None, :]
-    if AGAIN:
+    if tl.cdiv(K_PAD, k.shape[0]) * k.shape[0] != K_PAD:
+        return tl.load(pointers, mask=(k < K_PAD)[:, None], other=0.0)
+    elif AGAIN:
         return tl.load(pointers, cache_modifier=".ca")
     else:
         return tl.load(pointers)
