@@ -375,6 +375,16 @@ def test_the_committed_report_is_what_the_committed_runs_say():
         assert not run["commit"].endswith("+")
 
 
+def test_readme_quotes_the_committed_report():
+    """Rows and findings stand in README.md word for word."""
+    readme = (COMMITTED.parents[2] / "README.md").read_text(encoding="utf-8")
+    section = readme.split("## What it does for a network\n")[1].split("\n## ")[0].splitlines()
+    quoted = [line for line in section if line.startswith(("| ", "- "))]
+    report = (COMMITTED / "report.md").read_text(encoding="utf-8").splitlines()
+    assert len(quoted) > 8
+    assert [line for line in quoted if line not in report] == []
+
+
 # --- the real data
 
 
