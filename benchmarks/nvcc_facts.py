@@ -81,8 +81,8 @@ def rows(path: Path) -> Iterator[Row]:
         code = _code(path, architecture)
         for kernel in sorted(usage, key=lambda name: ("fast_" not in name, name)):
             registers, local, static = usage[kernel]
-            if architecture >= 90:  # there the tool counts what the system takes, too
-                static -= RESERVED
+            if architecture >= 90:  # there the tool counts what the system takes, too, but for a few kernels
+                static = max(static - RESERVED, 0)
             threads, dynamic = launches.get((architecture, kernel), (256, 0))
             counts = code.get(kernel, {})
             yield Row(
