@@ -46,10 +46,11 @@ def forward_tiles(
     if dtype == torch.float64:
         return Tiles(_power_of_two(classes, 16, 32), 32, 16, 4, 2)
     kb = _power_of_two(classes, 16, 256)
-    warps = 8 if kb > 64 or (more_options and dtype == torch.float32) else 4
+    more_registers = more_options or architecture not in ("sm_80", "sm_86", "sm_89", "sm_90")
+    warps = 8 if kb > 64 or (more_registers and dtype == torch.float32) else 4
     pixel_block, multiple = 64, kb
     if kb == 256:  # more pixels, and registers spill
-        pixel_block = 16 if more_options or architecture not in ("sm_80", "sm_86", "sm_89", "sm_90") else 32
+        pixel_block = 16 if more_registers else 32
         if not more_options and dtype != torch.float32:  # a mask saves reading the padding, but takes registers
             multiple = 32
     if architecture == "interpreter":
@@ -73,8 +74,7 @@ def backward_tiles(
         one_block, held, grown = 16, 64, 64
     elif dtype == torch.float32:
         grown = 128
-        roomy = ("sm_80", "interpreter") if classes > one_block else ("sm_80", "sm_86", "sm_89", "sm_90", "interpreter")
-        if more_options or architecture not in roomy:
+        if more_options or architecture not in ("sm_80", "interpreter"):
             held = 128
     if architecture == "interpreter":
         pixel_block = INTERPRETER_BM
