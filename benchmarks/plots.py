@@ -13,6 +13,7 @@ from .results import Results, Row
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
+from matplotlib.ticker import NullFormatter  # noqa: E402
 
 LABELS = {
     "cpp": "proac_cuda, C++",
@@ -116,7 +117,9 @@ def _label_ends(axes: plt.Axes, ends: list[tuple[float, float, str]], right: flo
         )
     for x, y, name in ends:
         if x < right:
-            axes.annotate(LABELS[name], (x, y), (-4, 7), textcoords="offset points", color=COLOURS[name], fontsize=9)
+            behind = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1}  # other lines may pass there
+            style = {"textcoords": "offset points", "color": COLOURS[name], "fontsize": 9, "bbox": behind}
+            axes.annotate(LABELS[name], (x, y), (-4, 7), **style)
 
 
 def _apart(heights: list[float], gap: float) -> list[float]:
@@ -164,6 +167,7 @@ def _roofline(results: Results, path: Path) -> None:
     axes.set(xscale="log", yscale="log", xlim=(0.1, x[-1] * 1.1))
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter("{x:,g}")
+        axis.set_minor_formatter(NullFormatter())
     _label_points(axes, sorted(crops, key=lambda point: point[0]))
     axes.set(xlabel="flop of the matrix products per byte of the least traffic", ylabel="GFLOP/s")
     axes.set_title(
@@ -171,7 +175,7 @@ def _roofline(results: Results, path: Path) -> None:
     )
     axes.grid(True, which="major", color="#dddddd", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="lower right", fontsize=9, frameon=False)
+    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.1), fontsize=9, frameon=False)
     figure.savefig(path, dpi=110, bbox_inches="tight")
     plt.close(figure)
 
