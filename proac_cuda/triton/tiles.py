@@ -76,6 +76,10 @@ def backward_tiles(
         grown = 128
         if more_options or architecture not in ("sm_80", "interpreter"):
             held = 128
+        if architecture == "sm_100" and classes > one_block:
+            channel_block = 16
+    elif architecture == "sm_120" and classes > one_block:
+        held = 128
     if architecture == "interpreter":
         pixel_block = INTERPRETER_BM
     own = _power_of_two(channels, channel_block, held)
@@ -96,7 +100,7 @@ def prototype_tiles(
         return Tiles(kb, INTERPRETER_BM, _power_of_two(channels, 16, 32), 4, 1, DO=_power_of_two(channels, 16, 128))
     if dtype == torch.float64:
         return Tiles(16, 16, 16, 4, 1, DO=_power_of_two(channels, 16, 64))
-    if more_options:
+    if more_options or dtype == torch.float16:
         kb = 16
-    widest = 64 if dtype == torch.float32 or more_options else 128  # more, and registers spill
+    widest = 128 if dtype == torch.bfloat16 and not more_options else 64  # more, and registers spill
     return Tiles(kb, 32, _power_of_two(channels, 16, 32), 4, 1, DO=_power_of_two(channels, 16, widest))
