@@ -27,6 +27,7 @@ import sysconfig
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import setuptools
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
@@ -41,6 +42,7 @@ ISA_FLAGS = {
 }
 CUDA_ARCHITECTURES = (80, 90, 100, 120)  # those of them that nvcc knows
 OLDEST_TORCH = (2, 10)
+OLDEST_SETUPTOOLS = 77  # which reads the licence in pyproject.toml
 
 
 def loudly(message: str) -> None:
@@ -91,6 +93,19 @@ def compiler() -> str | None:
         if shutil.which(command.split()[0]):
             return command
     return None
+
+
+def find_ninja() -> list[str]:
+    """The command that runs ninja."""
+    if shutil.which("ninja"):
+        return ["ninja"]
+    if importlib.util.find_spec("ninja"):
+        return [sys.executable, "-m", "ninja"]
+    raise SystemExit(
+        "proac_cuda: found no ninja, which compiles the kernels. Run\n"
+        "    pip install ninja\n"
+        "and build again, or set PROAC_NO_EXT=1 for the pure-PyTorch reference without compiled kernels."
+    )
 
 
 def max_jobs() -> int:
@@ -180,18 +195,16 @@ class NinjaBuild(build_ext):
     """Compiles each source with its own flags (setuptools knows only one set for all) and links them, by ninja."""
 
     def build_extension(self, ext: Extension) -> None:
-        torch = find_torch()
+        torch, ninja = find_torch(), find_ninja()
         check_version(torch)
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
         work = Path(self.build_temp).resolve()
         work.mkdir(parents=True, exist_ok=True)
         (work / "build.ninja").write_text(self.ninja_file(ext, torch, target))
-        ninja = shutil.which("ninja")
-        command = [ninja] if ninja else [sys.executable, "-m", "ninja"]
         jobs = max_jobs()
         print(f"proac_cuda: compiling against {torch} with {jobs} jobs", flush=True)
-        subprocess.run([*command, "-C", str(work), "-j", str(jobs), "-v"], check=True)
+        subprocess.run([*ninja, "-C", str(work), "-j", str(jobs), "-v"], check=True)
 
     def copy_file(self, infile: str, outfile: str, *args: Any, **options: Any) -> Any:
         """As setuptools', but under another name first: whoever stops it leaves no half of a library to be loaded."""
@@ -274,6 +287,12 @@ def extensions() -> list[Extension]:
     return [Extension("proac_cuda._C", sources=sources, py_limited_api=True)]
 
 
+if int(setuptools.__version__.split(".")[0]) < OLDEST_SETUPTOOLS:
+    raise SystemExit(
+        f"proac_cuda: the build needs setuptools >= {OLDEST_SETUPTOOLS}, but {setuptools.__version__} is installed. Run\n"
+        f'    pip install "setuptools>={OLDEST_SETUPTOOLS}" wheel ninja\n'
+        "and build again."
+    )
 modules = extensions()
 setup(
     ext_modules=modules,

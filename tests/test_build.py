@@ -31,6 +31,27 @@ def test_library_asks_only_for_the_stable_interface():
         assert subprocess.run([*script, unstable], capture_output=True).returncode == 1
 
 
+@pytest.mark.parametrize(
+    "without, remedy",
+    [
+        ("import sys; sys.modules['ninja'] = None", "pip install ninja"),
+        ("import setuptools; setuptools.__version__ = '65.5.0'", 'pip install "setuptools>=77"'),
+    ],
+)
+def test_missing_build_tools_are_named_with_the_remedy(without, remedy, tmp_path):
+    build = f"import runpy, sys; sys.argv = ['setup.py', 'build_ext', '--build-lib', {str(tmp_path)!r}]"
+    environment = {**os.environ, "CXX": sys.executable, "PATH": str(tmp_path), "PROAC_NO_CUDA": "1"}
+    environment.pop("PROAC_NO_EXT", None)
+    ran = subprocess.run(
+        [sys.executable, "-c", f"{without}\n{build}\nrunpy.run_path('setup.py', run_name='__main__')"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 1 and remedy in ran.stderr and "Traceback" not in ran.stderr, ran.stderr
+
+
 def _build(folder: Path, environment: dict[str, str]) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "setup.py", "build_ext", "--inplace"],
