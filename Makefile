@@ -15,7 +15,7 @@ test: $(VENV)/.test
 quick: $(VENV)/.test
 	$(BIN)/python -m pytest -q tests
 
-# About a quarter of an hour on two cores, best with nothing else running; `python -m benchmarks --quick` takes three minutes.
+# About twenty minutes on two cores, with nothing else running; `python -m benchmarks --quick` takes three minutes.
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks --output benchmarks/results
 	$(BIN)/python -m benchmarks table

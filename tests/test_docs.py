@@ -23,6 +23,12 @@ def test_code_of_a_page_runs(page):
     exec(compile(code, str(page), "exec"), {})
 
 
+def test_readme_lists_every_module():
+    text = (ROOT / "README.md").read_text()
+    modules = {path.name for path in (ROOT / "proac_cuda").glob("*.py")} - {"__init__.py"}
+    assert not {name for name in modules if f"/{name}`" not in text and f"`{name}`" not in text}
+
+
 @pytest.mark.slow
 def test_site_builds_without_a_warning(tmp_path):
     missing = [
