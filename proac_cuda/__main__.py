@@ -60,7 +60,11 @@ def info() -> int:
     if override:
         console.print(f'{ENVIRONMENT_VARIABLE}={override} stands in for backend="auto"')
     for device in ["cpu", "cuda"] if devices else ["cpu"]:
-        console.print(f'backend="auto" on {device} tensors: {choose_backend("auto", torch.device(device)).name}')
+        try:
+            choice = choose_backend("auto", torch.device(device)).name
+        except (RuntimeError, ValueError) as error:  # what the environment variable asks for
+            choice = f"none. {error}"
+        console.print(f'backend="auto" on {device} tensors: {choice}', soft_wrap=True)
     return 0
 
 

@@ -66,12 +66,11 @@ BACKENDS: dict[str, Backend] = {
 _PREFERENCE = {"cuda": ("cuda", "triton", "reference"), "cpu": ("cpp", "reference")}
 
 
-def can_run(name: str, device: torch.device, raise_error: bool = False) -> bool:
-    """Whether backend ``name`` can run on tensors of ``device``; with ``raise_error``, a RuntimeError that says why not."""
-    reason = BACKENDS[name].why_not(device)
-    if reason is not None and raise_error:
-        raise RuntimeError(f'backend="{name}" cannot run here: {reason}')
-    return reason is None
+def check_name(name: str, source: str = "backend") -> None:
+    """Raise ValueError for a name that is no backend's; ``source`` says where it comes from."""
+    if name != "auto" and name not in BACKENDS:
+        known = ", ".join(f'"{known}"' for known in BACKENDS)
+        raise ValueError(f'{source}: expected "auto", {known}, got {name!r}')
 
 
 def choose_backend(name: str, device: torch.device) -> Backend:
@@ -84,13 +83,14 @@ def choose_backend(name: str, device: torch.device) -> Backend:
     source = "backend"
     if name == "auto" and os.environ.get(ENVIRONMENT_VARIABLE):
         name, source = os.environ[ENVIRONMENT_VARIABLE], ENVIRONMENT_VARIABLE
+    check_name(name, source)
     if name == "auto":
         candidates = _PREFERENCE.get(device.type, ("reference",))
-        name = next(candidate for candidate in candidates if can_run(candidate, device))
-    elif name not in BACKENDS:
-        known = ", ".join(f'"{known}"' for known in BACKENDS)
-        raise ValueError(f'{source}: expected "auto", {known}, got {name!r}')
-    can_run(name, device, raise_error=True)
+        return next(BACKENDS[candidate] for candidate in candidates if BACKENDS[candidate].why_not(device) is None)
+    reason = BACKENDS[name].why_not(device)
+    if reason is not None:
+        remedy = "" if source == "backend" else f". The environment variable {source}={name} asks for it: unset it"
+        raise RuntimeError(f'backend="{name}" cannot run here: {reason}{remedy}')
     return BACKENDS[name]
 
 

@@ -32,7 +32,6 @@ class PixelContrastLoss(nn.Module):
         prototypes = queue.detach().reshape(-1, feats.shape[1])
         if labels.ndim == feats.ndim and labels.shape[1] == 1:
             labels = labels.squeeze(1)
-        labels = labels.detach().to(torch.int64) if labels.is_floating_point() else labels
-        outside = (labels < 0) | (labels >= prototypes.shape[0])
-        labels = labels.to(torch.int64).masked_fill(outside, -1)
+        labels = labels.detach().to(torch.int64)
+        labels = labels.masked_fill((labels < 0) | (labels >= prototypes.shape[0]), -1)
         return proac_loss(feats, labels, prototypes, temperature=_TEMPERATURE, ignore_index=-1)

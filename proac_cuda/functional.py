@@ -12,7 +12,7 @@ from .autograd import Options, ProACFunction, ProACStats, make_stats
 from .backends import choose_backend
 from .reference import compute_dtype
 from .stages import REDUCTIONS
-from .validation import check_ignore_index, check_options, check_tensors, raise_for_values, warn_once
+from .validation import check_ignore_index, check_options, check_tensors, has_values, raise_for_values, warn_once
 
 
 @overload
@@ -130,7 +130,8 @@ def proac_loss(
 
     Raises:
         TypeError: a dtype or type that is not in the list above.
-        ValueError: shapes or devices that do not fit, options out of range; on the CPU also a label outside [0, K) that
+        ValueError: shapes or devices that do not fit, options out of range, a process group of which this rank is no
+            member; on the CPU also a label outside [0, K) that
             is not ``ignore_index``, and a weight that is negative, infinite or NaN. On CUDA such pixels are ignored and
             counted in the statistics, since looking would synchronise; PROAC_CHECKS=1 makes CUDA look as well.
         RuntimeError: a backend asked for by name cannot run; under torch.compile, what only shows at run time; an attempt
@@ -139,7 +140,16 @@ def proac_loss(
     Source: ProAC, Ren, Lu, Mao and Dong, "Exploring Prototype-Anchor Contrast for Semantic Segmentation", IEEE TCSVT
     2024. Every formula stands in :mod:`proac_cuda.reference`.
     """
-    check_options(temperature, ignore_index, num_negatives, negative_reduction, pixel_anchor_weight, seed, reduction)
+    ignore_index, num_negatives, seed = check_options(
+        temperature,
+        ignore_index,
+        num_negatives,
+        negative_reduction,
+        pixel_anchor_weight,
+        seed,
+        reduction,
+        process_group,
+    )
     check_tensors(features, labels, prototypes, pixel_weight, class_weight, seed)
     check_ignore_index(ignore_index, prototypes.shape[0])
     chosen = choose_backend(backend, features.device)
@@ -173,8 +183,8 @@ def proac_loss(
         None if num_negatives is None else _rng_state(seed, features.device),
         options,
     )
-    if looks_at_values and not torch.compiler.is_compiling():
-        raise_for_values(diagnostics, class_weight)
+    if looks_at_values and not torch.compiler.is_compiling() and has_values(diagnostics):
+        raise_for_values(diagnostics, class_weight, dtype)
     if not return_stats:
         return loss
     return loss, make_stats(statistics, sums, diagnostics, options.temperature, options.negative_mean)
@@ -212,7 +222,7 @@ def _rng_state(seed: int | Tensor | None, device: torch.device) -> Tensor:
     if seed is None:
         seed = torch.randint(-(2**63), 2**63 - 1, (1,), dtype=torch.int64, device=device)
     elif not isinstance(seed, Tensor):
-        signed = (seed + 2**63) % 2**64 - 2**63
+        signed = seed if seed < 2**63 else seed - 2**64  # no modulo: the numbers of a compiled graph have 64 bits
         seed = torch.full((1,), signed, dtype=torch.int64, device=device)
     first_index = torch.zeros(1, dtype=torch.int64, device=device)
     return torch.cat([seed.detach().reshape(1), first_index])

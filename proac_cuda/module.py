@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -9,9 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from .autograd import ProACStats
+from .backends import check_name
 from .functional import proac_loss
 from .prototypes import uniform_prototypes
-from .validation import FEATURE_DTYPES, check_options
+from .validation import (
+    FEATURE_DTYPES,
+    check_needs_no_gradient,
+    check_options,
+    check_tensor,
+    has_values,
+    raise_for_class_weights,
+    warn_once,
+)
 
 
 class ProACLoss(nn.Module):
@@ -28,7 +38,11 @@ class ProACLoss(nn.Module):
             backend, return_stats and process_group, as in :func:`proac_loss`.
 
     Prototypes and class weights stay float32 under ``.half()``, ``.bfloat16()`` and ``.double()``; they move with
-    ``.to(device)``.
+    ``.to(device)``, as a seed tensor does, which ``state_dict`` leaves out. A copy shares the process group; a pickle
+    holds none: set ``process_group`` again after loading.
+
+    Raises:
+        TypeError, ValueError: when it is made, for all that :func:`proac_loss` would refuse of its options.
 
     Example::
 
@@ -38,6 +52,7 @@ class ProACLoss(nn.Module):
 
     prototypes: Tensor
     class_weight: Tensor | None
+    seed: int | Tensor | None
 
     def __init__(
         self,
@@ -60,28 +75,47 @@ class ProACLoss(nn.Module):
         process_group: Any = None,
     ) -> None:
         super().__init__()
-        check_options(
-            temperature, ignore_index, num_negatives, negative_reduction, pixel_anchor_weight, seed, reduction
+        ignore_index, num_negatives, seed = check_options(
+            temperature,
+            ignore_index,
+            num_negatives,
+            negative_reduction,
+            pixel_anchor_weight,
+            seed,
+            reduction,
+            process_group,
         )
+        check_name(backend)
         if prototypes is None:
             prototypes = uniform_prototypes(num_classes, embedding_dim, seed=prototype_seed)
-        elif prototypes.shape != (num_classes, embedding_dim):
+        check_tensor("prototypes", prototypes, FEATURE_DTYPES)
+        if prototypes.shape != (num_classes, embedding_dim):
             raise ValueError(
                 f"prototypes: expected shape ({num_classes}, {embedding_dim}), (num_classes, embedding_dim), "
                 f"got {tuple(prototypes.shape)}"
             )
-        elif prototypes.dtype not in FEATURE_DTYPES:
-            raise TypeError(f"prototypes: expected a real floating-point tensor, got {prototypes.dtype}")
         values = prototypes.detach().to(torch.float32, copy=True)
         if learnable:
             self.prototypes = nn.Parameter(values)
         else:
             self.register_buffer("prototypes", values)
         if class_weight is not None:
-            class_weight = class_weight.detach().to(torch.float32, copy=True)
+            check_tensor("class_weight", class_weight, FEATURE_DTYPES)
+            check_needs_no_gradient("class_weight", class_weight)
             if class_weight.shape != (num_classes,):
                 raise ValueError(f"class_weight: expected shape ({num_classes},), got {tuple(class_weight.shape)}")
+            class_weight = class_weight.to(torch.float32, copy=True)
+            if has_values(class_weight):
+                raise_for_class_weights(class_weight)
         self.register_buffer("class_weight", class_weight)
+        if isinstance(seed, Tensor):
+            self.register_buffer("seed", seed, persistent=False)
+        else:
+            self.seed = seed
+        # reset_parameters goes back to these; a module made on the meta device gets them by it
+        self._initial = {
+            name: tensor.detach().clone() for name, tensor in (*self.named_parameters(), *self.named_buffers())
+        }
         self.num_classes = num_classes
         self.embedding_dim = embedding_dim
         self.temperature = temperature
@@ -89,7 +123,6 @@ class ProACLoss(nn.Module):
         self.num_negatives = num_negatives
         self.negative_reduction = negative_reduction
         self.pixel_anchor_weight = pixel_anchor_weight
-        self.seed = seed
         self.reduction = reduction
         self.backend = backend
         self.return_stats = return_stats
@@ -117,6 +150,12 @@ class ProACLoss(nn.Module):
             process_group=self.process_group,
         )
 
+    def reset_parameters(self) -> None:
+        """Prototypes, class weights and a seed tensor as they were when the module was made; for use after ``to_empty()``."""
+        with torch.no_grad():
+            for name, value in self._initial.items():
+                getattr(self, name).copy_(value)
+
     def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> ProACLoss:
         """As nn.Module's, but float32 stays float32: .half() is for the network, not for the anchors."""
 
@@ -128,6 +167,30 @@ class ProACLoss(nn.Module):
 
         super()._apply(keep_float32, recurse)
         return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        """As nn.Module's, but float32 stays float32: ``assign=True`` would take the checkpoint's dtype."""
+        for name in ("prototypes", "class_weight"):
+            value = state_dict.get(prefix + name)
+            if isinstance(value, Tensor) and value.dtype != torch.float32:
+                state_dict[prefix + name] = value.detach().to(torch.float32)
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ProACLoss:
+        """Shares the process group, of which there are no copies."""
+        copied = type(self).__new__(type(self))
+        memo |= {id(self): copied, id(self.process_group): self.process_group}
+        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return copied
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self.process_group is not None:
+            warn_once(
+                "pickled process_group",
+                "ProACLoss: its process_group is not part of the pickle; set module.process_group again after loading, "
+                "or each rank has a loss of its own",
+            )
+        return {**self.__dict__, "process_group": None}
 
     def extra_repr(self) -> str:
         options = ("temperature", "ignore_index", "num_negatives", "negative_reduction", "pixel_anchor_weight")

@@ -132,7 +132,7 @@ def _without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _check_values(statistics: Tensor, diagnostics: Tensor, class_weight: Tensor | None) -> Tensor:
-    raise_for_values(diagnostics, class_weight, RuntimeError)
+    raise_for_values(diagnostics, class_weight, statistics.dtype, RuntimeError)
     return statistics.clone()
 
 

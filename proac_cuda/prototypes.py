@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import operator
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, SupportsIndex
+from typing import Any, NamedTuple
 
 import numpy
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor
 from ._code_bounds import best_lower_bound
 from ._code_cache import read_code, write_atomically, write_code
 from ._spherical_codes import ALGORITHM_VERSION, find_spherical_code, largest_cosine
+from .validation import as_int, as_seed
 
 PROTOTYPE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -78,11 +78,9 @@ def uniform_prototypes(
         TypeError: an argument of the wrong type.
         ValueError: an argument out of range.
     """
-    num_classes = _integer("num_classes", num_classes, minimum=1)
-    embedding_dim = _integer("embedding_dim", embedding_dim, minimum=1)
-    seed = _integer("seed", seed)
-    if not -(2**63) <= seed < 2**64:
-        raise ValueError(f"seed: got {seed}, expected an integer from -2^63 to 2^64 - 1")
+    num_classes = as_int("num_classes", num_classes, minimum=1)
+    embedding_dim = as_int("embedding_dim", embedding_dim, minimum=1)
+    seed = as_seed(seed)
     if not isinstance(dtype, torch.dtype):
         raise TypeError(f"dtype: got {dtype!r}, expected a torch.dtype")
     if dtype not in PROTOTYPE_DTYPES:
@@ -194,18 +192,6 @@ def save_prototypes(path: str | os.PathLike[str], prototypes: Tensor) -> None:
         write_atomically(path, lambda stream: numpy.save(stream, values.numpy(), allow_pickle=False))
     else:
         write_atomically(path, lambda stream: torch.save(values, stream))
-
-
-def _integer(name: str, value: SupportsIndex, minimum: int | None = None) -> int:
-    try:
-        if isinstance(value, (bool, Tensor)):
-            raise TypeError
-        result = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name}: got {value!r} of type {type(value).__name__}, expected an int") from None
-    if minimum is not None and result < minimum:
-        raise ValueError(f"{name}: got {result}, expected an int >= {minimum}")
-    return result
 
 
 @contextmanager

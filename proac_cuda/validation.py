@@ -7,13 +7,16 @@
 from __future__ import annotations
 
 import math
+import operator
 import struct
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from .stages import REDUCTIONS
 
@@ -39,12 +42,22 @@ def _names(dtypes: Sequence[torch.dtype]) -> str:
     return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
 
 
-def _check_tensor(name: str, value: Any, dtypes: Sequence[torch.dtype]) -> None:
+def has_values(tensor: Tensor) -> bool:
+    """Whether there is something in it: meta and fake tensors have a shape only."""
+    return tensor.device.type != "meta" and not isinstance(tensor, FakeTensor)
+
+
+def check_tensor(name: str, value: Any, dtypes: Sequence[torch.dtype]) -> None:
+    """A tensor of one of the dtypes, and all of it here."""
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+        is_array = isinstance(value, (list, tuple)) or hasattr(value, "__array__")
+        remedy = f"; pass torch.as_tensor({name})" if is_array else ""
+        raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}{remedy}")
     if value.dtype not in dtypes:
         raise TypeError(f"{name}: expected one of {_names(dtypes)}, got {value.dtype}")
     if hasattr(value, "to_local") and hasattr(value, "placements"):
+        if name in ("prototypes", "class_weight"):
+            raise TypeError(f"{name}: got a DTensor, but each rank needs all classes; pass {name}.full_tensor()")
         raise TypeError(
             f"{name}: got a DTensor; pass its local part (.to_local()), and process_group= for a loss over all ranks"
         )
@@ -60,9 +73,23 @@ def check_number(name: str, value: Any, *, positive: bool = False) -> None:
         raise ValueError(f"{name}: expected a finite number {'> 0' if positive else '>= 0'}, got {value}")
 
 
-def _check_int(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
-        raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
+def as_int(name: str, value: Any, minimum: int | None = None, maximum: int | None = None, remedy: str = "") -> int:
+    """An int, or a NumPy integer as one, within the limits; no bool, no tensor, no float."""
+    try:
+        if isinstance(value, (bool, Tensor)):
+            raise TypeError
+        number = cast(int, value) if isinstance(value, (int, torch.SymInt)) else operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}: got {value!r} of type {type(value).__name__}, expected an int") from None
+    if (minimum is not None and number < minimum) or (maximum is not None and number > maximum):
+        expected = f"an int >= {minimum}" if maximum is None else f"an int from {minimum} to {maximum}"
+        raise ValueError(f"{name}: got {number}, expected {expected}{remedy}")
+    return number
+
+
+def as_seed(value: Any) -> int:
+    """An int of 64 bits, signed or not."""
+    return as_int("seed", value, -(2**63), 2**64 - 1)
 
 
 def check_options(
@@ -73,15 +100,17 @@ def check_options(
     pixel_anchor_weight: Any,
     seed: Any,
     reduction: Any,
-) -> None:
-    """The options which do not depend on the tensors of a call; the module checks them when it is made."""
+    process_group: Any,
+) -> tuple[int, int | None, int | Tensor | None]:
+    """The options which do not depend on the tensors of a call; the module checks them when it is made.
+
+    Gives ignore_index, num_negatives and seed, NumPy's integers as ints.
+    """
     check_number("temperature", temperature, positive=True)
     check_number("pixel_anchor_weight", pixel_anchor_weight)
-    _check_int("ignore_index", ignore_index)
+    ignore_index = as_int("ignore_index", ignore_index, -(2**63), 2**63 - 1)
     if num_negatives is not None:
-        _check_int("num_negatives", num_negatives)
-        if num_negatives < 1:
-            raise ValueError(f"num_negatives: expected an int >= 1, or None for all negatives, got {num_negatives}")
+        num_negatives = as_int("num_negatives", num_negatives, 1, 2**63 - 1, "; None takes all negatives")
     if negative_reduction not in NEGATIVE_REDUCTIONS:
         raise ValueError(f'negative_reduction: expected "sum" or "mean", got {negative_reduction!r}')
     if reduction not in REDUCTIONS:
@@ -97,16 +126,30 @@ def check_options(
         if seed.numel() != 1:
             raise ValueError(f"seed: expected an int64 tensor of one element, got shape {_shape(seed)}")
     elif seed is not None:
-        _check_int("seed", seed)
-        if not -(2**63) <= seed < 2**64:
-            raise ValueError(f"seed: expected an int of 64 bits, got {seed}")
+        seed = as_seed(seed)
+    _check_process_group(process_group)
+    return ignore_index, num_negatives, seed
+
+
+def _check_process_group(group: Any) -> None:
+    if group is None or (dist.is_available() and isinstance(group, dist.ProcessGroup)):
+        return
+    if dist.is_available() and isinstance(group, int) and group == dist.GroupMember.NON_GROUP_MEMBER:
+        raise ValueError(
+            "process_group: this rank is no member of the group; make the call on its members only, "
+            "or pass None for the loss of this rank's pixels"
+        )
+    remedy = "; pass its group, .get_group()" if hasattr(group, "get_group") else ""
+    raise TypeError(
+        f"process_group: expected a torch.distributed.ProcessGroup or None, got {type(group).__name__}{remedy}"
+    )
 
 
 def check_tensors(features: Any, labels: Any, prototypes: Any, pixel_weight: Any, class_weight: Any, seed: Any) -> None:
     """Types, dtypes, shapes and devices of the tensors of a call."""
-    _check_tensor("features", features, FEATURE_DTYPES)
-    _check_tensor("labels", labels, LABEL_DTYPES)
-    _check_tensor("prototypes", prototypes, FEATURE_DTYPES)
+    check_tensor("features", features, FEATURE_DTYPES)
+    check_tensor("labels", labels, LABEL_DTYPES)
+    check_tensor("prototypes", prototypes, FEATURE_DTYPES)
     if not (features.ndim == 2 or 3 <= features.ndim <= 5):
         raise ValueError(
             "features: expected (N, D), or (B, D, *spatial) with 1 to 3 spatial axes, "
@@ -144,13 +187,13 @@ def check_tensors(features: Any, labels: Any, prototypes: Any, pixel_weight: Any
             f"got shape {_shape(prototypes)}"
         )
     if pixel_weight is not None:
-        _check_tensor("pixel_weight", pixel_weight, FEATURE_DTYPES)
+        check_tensor("pixel_weight", pixel_weight, FEATURE_DTYPES)
         if pixel_weight.shape != labels.shape:
             raise ValueError(
                 f"pixel_weight: expected the shape of labels, {_shape(labels)}, got {_shape(pixel_weight)}"
             )
     if class_weight is not None:
-        _check_tensor("class_weight", class_weight, FEATURE_DTYPES)
+        check_tensor("class_weight", class_weight, FEATURE_DTYPES)
         if class_weight.shape != prototypes.shape[:1]:
             raise ValueError(
                 f"class_weight: expected shape ({prototypes.shape[0]},), one for each row of prototypes "
@@ -170,8 +213,14 @@ def check_tensors(features: Any, labels: Any, prototypes: Any, pixel_weight: Any
             raise ValueError(
                 f"{name}: is on {tensor.device}, but features are on {features.device}; pass {name}.to(features.device)"
             )
-        if name.endswith("_weight") and tensor.requires_grad:
-            raise ValueError(f"{name}: requires a gradient, which the loss does not give; pass {name}.detach()")
+        if name.endswith("_weight"):
+            check_needs_no_gradient(name, tensor)
+
+
+def check_needs_no_gradient(name: str, weight: Tensor) -> None:
+    """Weights get none."""
+    if weight.requires_grad:
+        raise ValueError(f"{name}: requires a gradient, which the loss does not give; pass {name}.detach()")
 
 
 def check_ignore_index(ignore_index: int, num_classes: int) -> None:
@@ -184,8 +233,13 @@ def check_ignore_index(ignore_index: int, num_classes: int) -> None:
         )
 
 
-def raise_for_values(diagnostics: Tensor, class_weight: Tensor | None, error: type[Exception] = ValueError) -> None:
-    """Raise for what stage (i) found in labels and pixel_weight, and for class_weight. Reads the tensors: it synchronises."""
+def raise_for_values(
+    diagnostics: Tensor, class_weight: Tensor | None, dtype: torch.dtype, error: type[Exception] = ValueError
+) -> None:
+    """Raise for what stage (i), computing in ``dtype``, found in labels and pixel_weight, and for class_weight.
+
+    Reads the tensors: it synchronises.
+    """
     bad_labels, label, bad_weights, weight_bits = diagnostics.tolist()
     if bad_labels:
         raise error(
@@ -195,10 +249,16 @@ def raise_for_values(diagnostics: Tensor, class_weight: Tensor | None, error: ty
     if bad_weights:
         weight = struct.unpack("d", struct.pack("q", weight_bits))[0]
         raise error(
-            f"pixel_weight: expected finite numbers >= 0, got {weight} (pixels like that: {bad_weights}); "
-            "0 ignores a pixel"
+            f"pixel_weight: expected numbers >= 0 that are finite in {_names([dtype])}, got {weight} "
+            f"(pixels like that: {bad_weights}); 0 ignores a pixel"
         )
     if class_weight is not None:
-        for weight in class_weight.tolist():
-            if not (weight >= 0 and math.isfinite(weight)):
-                raise error(f"class_weight: expected finite numbers >= 0, got {weight}")
+        raise_for_class_weights(class_weight, error)
+
+
+def raise_for_class_weights(class_weight: Tensor, error: type[Exception] = ValueError) -> None:
+    """Raise for class weights, in the dtype of the computation, that are negative, infinite or NaN. It synchronises."""
+    for weight in class_weight.tolist():
+        if not (weight >= 0 and math.isfinite(weight)):
+            name = _names([class_weight.dtype])
+            raise error(f"class_weight: expected numbers >= 0 that are finite in {name}, got {weight}")

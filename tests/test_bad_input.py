@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -43,6 +44,8 @@ VALUE_ERRORS = {
         {"pixel_anchor_weight": 0.5, "reduction": "none"},
         "pixel_anchor_weight.*none",
     ),
+    "num_negatives beyond 64 bits": ({"num_negatives": 2**63}, "num_negatives: got 9223372036854775808"),
+    "ignore_index beyond 64 bits": ({"ignore_index": -(2**70)}, "ignore_index: got -1180591620717411303424"),
     "unknown reduction": ({"reduction": "avg"}, "reduction.*avg"),
     "unknown negative_reduction": ({"negative_reduction": "max"}, "negative_reduction.*max"),
     "seed of two elements": ({"num_negatives": 2, "seed": torch.tensor([1, 2])}, "seed.*(2,)"),
@@ -59,6 +62,11 @@ VALUE_ERRORS = {
     "a negative pixel weight": ({"pixel_weight": -2.5 * W}, "pixel_weight.*-2.5"),
     "an infinite pixel weight": ({"pixel_weight": W * math.inf}, "pixel_weight.*inf"),
     "a NaN pixel weight": ({"pixel_weight": W * math.nan}, "pixel_weight.*nan"),
+    "a pixel weight beyond float32": ({"pixel_weight": 1e39 * W.double()}, "pixel_weight.*finite in float32, got inf"),
+    "a class weight beyond float32": (
+        {"class_weight": torch.tensor([1e39, 1, 1], dtype=torch.float64)},
+        "class_weight.*finite in float32, got inf",
+    ),
     "a negative class weight": ({"class_weight": torch.tensor([1.0, -3.0, 1.0])}, "class_weight.*-3"),
     "a NaN class weight": ({"class_weight": torch.tensor([1.0, math.nan, 1.0])}, "class_weight.*nan"),
 }
@@ -75,9 +83,14 @@ TYPE_ERRORS = {
     "a tensor as temperature": ({"temperature": torch.tensor(0.1)}, "temperature.*torch.float32"),
     "a string as temperature": ({"temperature": "warm"}, "temperature.*str"),
     "a float as num_negatives": ({"num_negatives": 4.0}, "num_negatives.*float"),
+    "a bool as num_negatives": ({"num_negatives": True}, "num_negatives.*bool"),
+    "a NumPy float as ignore_index": ({"ignore_index": np.float64(255)}, "ignore_index.*float64"),
     "a float as seed": ({"num_negatives": 4, "seed": 1.0}, "seed.*float"),
     "a float tensor as seed": ({"num_negatives": 4, "seed": torch.tensor(1.0)}, "seed.*torch.float32"),
-    "an array as features": ({"features": X.numpy()}, "features.*ndarray"),
+    "an array as features": ({"features": X.numpy()}, r"features.*ndarray; pass torch.as_tensor\(features\)"),
+    "a list as class_weight": ({"class_weight": [1.0, 1.0, 1.0]}, "class_weight.*list"),
+    "no labels": ({"labels": None}, "labels.*NoneType$"),
+    "a name as process_group": ({"process_group": "nccl"}, "process_group.*ProcessGroup or None, got str$"),
 }
 
 
@@ -170,6 +183,15 @@ def test_layouts_read_in_place_do_not_warn():
     _call(features=torch.randn(2, 8, 5, 1)[..., :1], labels=Y[:, :5, :1])
 
 
+def test_numpy_integers_are_integers():
+    options = {"num_negatives": 5, "seed": 7, "ignore_index": 1}
+    of_numpy = {name: np.int32(value) for name, value in options.items()}
+    with pytest.warns(UserWarning, match="ignore_index=1"):
+        assert torch.equal(_call(**of_numpy), _call(**options))
+    module = proac_cuda.ProACLoss(3, 8, prototypes=P, backend="reference", **of_numpy)
+    assert torch.equal(module(X, Y), _call(**options))
+
+
 def test_unknown_backend():
     with pytest.raises(ValueError, match='backend.*"auto".*"reference".*\'cudnn\''):
         proac_cuda.proac_loss(X, Y, P, backend="cudnn")
@@ -179,7 +201,7 @@ def test_backend_that_cannot_run_says_why(monkeypatch):
     with pytest.raises(RuntimeError, match='backend="cuda" cannot run here: .*CUDA'):
         proac_cuda.proac_loss(X, Y, P, backend="cuda")
     monkeypatch.setenv("PROAC_BACKEND", "cuda")
-    with pytest.raises(RuntimeError, match='backend="cuda" cannot run here'):
+    with pytest.raises(RuntimeError, match='backend="cuda" cannot run here.*PROAC_BACKEND=cuda asks for it: unset it'):
         proac_cuda.proac_loss(X, Y, P)
     monkeypatch.setenv("PROAC_BACKEND", "fast")
     with pytest.raises(ValueError, match="PROAC_BACKEND.*'fast'"):
@@ -201,8 +223,26 @@ def test_reference_module_takes_the_same_arguments():
         ({"class_weight": torch.ones(2)}, r"\(3,\).*\(2,\)"),
         ({"temperature": -1.0}, "temperature"),
         ({"reduction": "max"}, "reduction"),
+        ({"backend": "cudnn"}, "backend.*'cudnn'"),
+        ({"class_weight": torch.tensor([1.0, -3.0, 1.0])}, "class_weight.*-3"),
+        ({"class_weight": torch.ones(3, requires_grad=True)}, "class_weight.*detach"),
     ],
 )
 def test_module_checks_when_it_is_made(arguments, message):
     with pytest.raises(ValueError, match=message):
+        proac_cuda.ProACLoss(3, 8, **arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"class_weight": [1.0, 1.0, 1.0]}, r"class_weight.*list; pass torch.as_tensor\(class_weight\)"),
+        ({"prototypes": P.tolist()}, "prototypes.*list"),
+        ({"prototypes": P.numpy()}, "prototypes.*ndarray"),
+        ({"prototypes": P.long()}, "prototypes.*int64"),
+        ({"process_group": 3}, "process_group.*int"),
+    ],
+)
+def test_module_checks_types_when_it_is_made(arguments, message):
+    with pytest.raises(TypeError, match=message):
         proac_cuda.ProACLoss(3, 8, **arguments)

@@ -21,6 +21,14 @@ def test_info_names_an_override(capsys, monkeypatch):
     assert "PROAC_BACKEND=reference" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name, why", [("cuda", "CUDA tensors, not cpu"), ("fast", "'fast'")])
+def test_info_says_where_an_override_cannot_run(name, why, capsys, monkeypatch):
+    monkeypatch.setenv("PROAC_BACKEND", name)
+    assert main(["info"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith('backend="auto" on cpu')]
+    assert "none" in line and why in line and "PROAC_BACKEND" in line
+
+
 @pytest.mark.slow
 def test_check(capsys):
     assert main(["check"]) == 0

@@ -93,6 +93,20 @@ def test_a_compiled_step_draws_anew(backend):
 
 
 @pytest.mark.slow
+def test_int_seeds_that_change_draw_the_sets_of_eager_mode(backend):
+    _, _, labels = _problem(backend, {})
+    features, prototypes = (torch.randn(*shape, device=backend.device) for shape in ((2, 16, 6, 7), (5, 16)))
+
+    def loss(seed):
+        return proac_cuda.proac_loss(features, labels, prototypes, num_negatives=4, seed=seed, backend=backend.name)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(loss, fullgraph=True)
+    for seed in (0, 1, 7, 2**40, -5, 2**63 - 1, -(2**63)):
+        torch.testing.assert_close(compiled(seed), loss(seed))
+
+
+@pytest.mark.slow
 def test_compiled_under_autocast(backend):
     model, images, labels = _problem(backend, {})
     compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend="aot_eager")
@@ -148,5 +162,8 @@ def test_dtensor_is_refused_with_the_remedy():
             return self
 
     features = torch.randn(4, 8).as_subclass(LooksLikeDTensor)
+    labels, prototypes = torch.zeros(4, dtype=torch.int64), torch.randn(3, 8)
     with pytest.raises(TypeError, match="to_local.*process_group"):
-        proac_cuda.proac_loss(features, torch.zeros(4, dtype=torch.int64), torch.randn(3, 8))
+        proac_cuda.proac_loss(features, labels, prototypes)
+    with pytest.raises(TypeError, match=r"prototypes.full_tensor\(\)"):
+        proac_cuda.proac_loss(features.as_subclass(torch.Tensor), labels, prototypes.as_subclass(LooksLikeDTensor))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import proac_cuda
 from proac_cuda import ProACLoss
@@ -34,6 +37,58 @@ def test_prototypes_stay_float32(learnable, cast):
     assert torch.equal(module.prototypes, expected)
     assert isinstance(module.prototypes, torch.nn.Parameter) == learnable
     assert module.to("meta").prototypes.device.type == "meta"
+
+
+@pytest.mark.parametrize("learnable", [False, True])
+def test_prototypes_stay_float32_when_assigned(learnable):
+    module = ProACLoss(4, 8, learnable=learnable, class_weight=torch.ones(4))
+    state = {name: value.half() for name, value in ProACLoss(4, 8, class_weight=torch.zeros(4)).state_dict().items()}
+    torch.nn.Sequential(module).load_state_dict({f"0.{name}": value for name, value in state.items()}, assign=True)
+    assert module.prototypes.dtype == module.class_weight.dtype == torch.float32
+    assert torch.equal(module.prototypes, state["prototypes"].float()) and not module.class_weight.any()
+    assert isinstance(module.prototypes, torch.nn.Parameter) == learnable == module.prototypes.requires_grad
+
+
+@pytest.mark.parametrize("prototypes", [None, torch.randn(4, 8)], ids=["uniform", "given"])
+@pytest.mark.parametrize("learnable", [False, True])
+def test_reset_after_to_empty(learnable, prototypes):
+    options = {"class_weight": torch.rand(4), "seed": torch.tensor(5), "num_negatives": 3}
+    module = ProACLoss(4, 8, prototypes=prototypes, learnable=learnable, **options)
+    expected = copy.deepcopy(module)
+    module.to("meta").to_empty(device="cpu")
+    with torch.no_grad():
+        for tensor in (module.prototypes, module.class_weight, module.seed):
+            tensor.zero_()
+    module.reset_parameters()
+    for name in ("prototypes", "class_weight", "seed"):
+        assert torch.equal(getattr(module, name), getattr(expected, name))
+
+
+def test_a_seed_tensor_moves_and_is_not_saved():
+    seed = torch.tensor(3)
+    module = ProACLoss(4, 8, num_negatives=2, seed=seed)
+    assert module.seed is seed, "advanced in place by the caller"
+    assert set(module.state_dict()) == {"prototypes"} and module.half().seed.dtype == torch.int64
+    assert module.to("meta").seed.device.type == "meta"
+
+
+@pytest.mark.parametrize("kind", ["meta", "cpu", "cuda"])
+def test_tensors_without_values(kind):
+    """Meta tensors, and fake ones of a CPU and of a GPU: shapes and dtypes of the loss, the statistics and the gradient."""
+    mode = contextlib.nullcontext() if kind == "meta" else FakeTensorMode()
+    with mode, torch.device(kind):
+        features, labels = (
+            torch.empty(2, 8, 4, 5, dtype=torch.bfloat16, requires_grad=True),
+            torch.empty(2, 8, 10).long(),
+        )
+        loss, stats = proac_cuda.proac_loss(
+            features, labels, torch.empty(3, 8), num_negatives=4, class_weight=torch.ones(3), return_stats=True
+        )
+        if kind != "cuda" or torch.cuda.is_available():  # the autograd engine looks for the device itself
+            loss.backward()
+            assert features.grad.shape == features.shape and features.grad.dtype == torch.bfloat16
+    assert loss.shape == () and loss.dtype == torch.float32 and loss.device.type == kind
+    assert stats.log_z.shape == (3,)
 
 
 def test_given_prototypes_are_copied():
@@ -75,6 +130,7 @@ def test_compat_takes_what_the_published_class_takes():
     expected = proac_cuda.proac_loss(features, labels, queue.detach().view(3, 8))
     assert torch.equal(loss_function(features, labels.float(), queue), expected)
     assert torch.equal(loss_function(features, labels[:, None].float(), queue), expected)
+    assert torch.equal(loss_function(features, labels.to(torch.uint16), queue), expected)
     labels[0] = -5
     labels[1, :4] = 77
     some = loss_function(features, labels, queue)
