@@ -123,5 +123,4 @@ def select_negatives(
     last = pixels_in_order.nth_negative((pixels_in_order.negatives_below(last_key) + left - 1).squeeze(1))
     last_index = index[last][:, None] if label.numel() else torch.zeros_like(last_key)
     last_index = torch.where(left >= tied[rank], _INDEX_END, torch.where(left <= 0, -1, last_index))
-    whole = torch.tensor([[_KEY_END, 0]], device=label.device)
-    return torch.where(takes_all, whole, torch.cat([last_key, last_index], 1))
+    return torch.cat([torch.where(takes_all, _KEY_END, last_key), torch.where(takes_all, 0, last_index)], 1)

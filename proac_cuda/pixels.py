@@ -19,8 +19,10 @@ def nearest_index(label_size: int, feature_size: int, device: torch.device) -> T
     index = torch.arange(feature_size, device=device)
     if label_size == feature_size:
         return index
-    scale = torch.tensor(label_size, dtype=torch.float32) / torch.tensor(feature_size, dtype=torch.float32)
-    return (index.float() * scale.to(device)).floor().long().clamp_(max=label_size - 1)
+    # A 0-dim CPU tensor goes into a kernel as a number: nothing is copied to the device.
+    labels = torch.tensor(label_size, dtype=torch.float32, device="cpu")
+    features = torch.tensor(feature_size, dtype=torch.float32, device="cpu")
+    return (index.float() * (labels / features)).floor().long().clamp_(max=label_size - 1)
 
 
 def read_nearest(values: Tensor, spatial: Sequence[int]) -> Tensor:

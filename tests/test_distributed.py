@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 import socket
 import threading
 
@@ -10,6 +12,8 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import proac_cuda
 from proac_cuda import distributed
@@ -165,3 +169,74 @@ def _run_ranks(features, labels, sizes, num_negatives, monkeypatch):
     for thread in threads:
         thread.join()
     return results
+
+
+class _CopiesToDevice(TorchDispatchMode):
+    """The ops that copy a CPU tensor to a CUDA device; each of them would make the host wait."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        result = function(*arguments, **(options or {}))
+        if function.overloadpacket in (torch.ops.aten._to_copy, torch.ops.aten.copy_):
+            devices = {item.device.type for item in (*arguments, result) if isinstance(item, torch.Tensor)}
+            if devices == {"cpu", "cuda"}:
+                self.seen.append(str(function))
+        return result
+
+
+def test_nothing_is_copied_to_the_device(monkeypatch):
+    """Drawing the sets of all ranks, from labels that are read at another size."""
+    monkeypatch.setattr(distributed, "gather", lambda values, group: torch.stack([values, values]))
+    monkeypatch.setattr(distributed.dist, "get_rank", lambda group: 0)
+    copies = _CopiesToDevice()
+    with FakeTensorMode(), copies:
+        features = torch.empty(2, 8, 4, 5, device="cuda")
+        labels = torch.empty(2, 9, 13, dtype=torch.int64, device="cuda")
+        state = torch.empty(2, dtype=torch.int64, device="cuda")
+        thresholds = distributed.select_negatives(features, labels, None, state, 5, 3, 255, None)
+        assert thresholds.shape == (3, 2) and not copies.seen
+        torch.ones(1).to("cuda")
+    assert copies.seen, "the mode sees a copy where there is one"
+
+
+@pytest.fixture
+def group():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield dist.group.WORLD
+    dist.destroy_process_group()
+
+
+def test_copies_share_the_group_and_pickles_hold_none(group):
+    module = proac_cuda.ProACLoss(CLASSES, CHANNELS, process_group=group)
+    assert copy.deepcopy(torch.nn.Sequential(module))[0].process_group is group
+    assert torch.optim.swa_utils.AveragedModel(module).module.process_group is group
+    with pytest.warns(UserWarning, match="process_group.*set module.process_group"):
+        loaded = pickle.loads(pickle.dumps(module))
+    assert loaded.process_group is None and module.process_group is group
+    assert torch.equal(loaded.prototypes, module.prototypes)
+
+
+def test_groups_that_are_none(group):
+    features, labels, prototypes = torch.randn(4, 8), torch.zeros(4, dtype=torch.int64), torch.randn(3, 8)
+
+    def loss(process_group):
+        return proac_cuda.proac_loss(features, labels, prototypes, process_group=process_group)
+
+    assert torch.equal(loss(group), loss(None))
+    with pytest.raises(ValueError, match="no member"):
+        loss(dist.GroupMember.NON_GROUP_MEMBER)
+    with pytest.raises(TypeError, match=r"DeviceMesh.*get_group\(\)"):
+        loss(dist.device_mesh.init_device_mesh("cpu", (1,)))
+
+
+def test_a_call_with_a_group_compiles(group):
+    features, labels, prototypes = torch.randn(4, 8), torch.arange(4) % 3, torch.randn(3, 8)
+
+    def loss(x):
+        return proac_cuda.proac_loss(x, labels, prototypes, process_group=group, num_negatives=2, seed=1)
+
+    torch._dynamo.reset()
+    torch.testing.assert_close(torch.compile(loss, fullgraph=True, backend="aot_eager")(features), loss(features))
