@@ -22,6 +22,7 @@ _SHOWN = {
     "log_z": ("log Z", True),
 }
 _NAMED = 40  # classes that have room for their names
+_POINTS = 400  # of a curve: more than that are not to be seen, and take long to draw
 
 
 def log_to_tensorboard(writer: Any, stats: ProACStats, step: int, class_names: Sequence[str] | None = None) -> None:
@@ -72,11 +73,15 @@ class History:
         return torch.where(present, table, torch.nan).cpu()
 
     def save_picture(self, path: str | os.PathLike[str]) -> None:
-        """For each quantity, the median over the classes with the worst three; below it, all classes, blank where absent."""
+        """For each quantity, the median over the classes with the worst three; below it, all classes, blank where absent.
+
+        Of more than 400 steps, successive ones are drawn as one point, their mean.
+        """
         if not self.steps:
             raise ValueError("history: nothing was added yet")
         plt = _pyplot()
-        names = _names(self.class_names, self.values("log_z").shape[1])
+        steps = _thinned(torch.tensor(self.steps, dtype=torch.float64))
+        names = _drawn_names(self.class_names, len(self._stats[0].weight))
         height = 0.17 * min(max(len(names), 15), _NAMED) + 0.5
         figure, axes = plt.subplots(
             2,
@@ -88,20 +93,20 @@ class History:
             constrained_layout=True,
         )
         for column, (quantity, (title, large_is_bad)) in enumerate(_SHOWN.items()):
-            table = self.values(quantity).double().masked_fill(~self.values(quantity).isfinite(), torch.nan)
+            table = self.values(quantity).double()
+            table = _thinned(table.masked_fill(~table.isfinite(), torch.nan))
             axes[0, column].set_title(title, fontsize=11)
-            self._draw_summary(axes[0, column], table, names, large_is_bad)
-            image = self._draw_classes(axes[1, column], table, names)
+            self._draw_summary(axes[0, column], steps, table, names, large_is_bad)
+            image = _draw_classes(axes[1, column], steps, table, names)
             axes[1, column].set_xlabel("step")
             figure.colorbar(image, ax=axes[1, column], pad=0.01)
         figure.savefig(path, dpi=110)
         plt.close(figure)
 
-    def _draw_summary(self, axis: Any, table: Tensor, names: list[str], large_is_bad: bool) -> None:
-        steps = torch.tensor(self.steps)
+    def _draw_summary(self, axis: Any, steps: Tensor, table: Tensor, names: list[str], large_is_bad: bool) -> None:
         low, middle, high = (table.nanquantile(q, 1).numpy() for q in (0.1, 0.5, 0.9))
-        axis.fill_between(self.steps, low, high, color="0.85", label="10 to 90 % of classes")
-        axis.plot(self.steps, middle, color="0.25", linewidth=2, label="median")
+        axis.fill_between(steps.numpy(), low, high, color="0.85", label="10 to 90 % of classes")
+        axis.plot(steps.numpy(), middle, color="0.25", linewidth=2, label="median")
         recent = table[len(table) * 3 // 4 :].nanmedian(0).values
         badness = (recent if large_is_bad else -recent).nan_to_num(-torch.inf)
         for color, k in zip(("C3", "C1", "C0"), badness.argsort(descending=True).tolist(), strict=False):
@@ -112,19 +117,24 @@ class History:
         axis.legend(fontsize=8, framealpha=0.6)
         axis.grid(alpha=0.3)
 
-    def _draw_classes(self, axis: Any, table: Tensor, names: list[str]) -> Any:
-        steps = torch.tensor(self.steps, dtype=torch.float64)
-        middles = (steps[1:] + steps[:-1]) / 2 if len(steps) > 1 else steps + 0.5
-        edges = torch.cat([2 * steps[:1] - middles[:1], middles, 2 * steps[-1:] - middles[-1:]])
-        edges = edges[: len(steps) + 1]
-        image = axis.pcolormesh(edges.numpy(), range(len(names) + 1), table.T.numpy(), rasterized=True)
-        axis.set_facecolor("0.9")
-        axis.invert_yaxis()
-        if len(names) <= _NAMED:
-            axis.set_yticks([k + 0.5 for k in range(len(names))], names, fontsize=8)
-        else:
-            axis.set_ylabel("class")
-        return image
+
+def _thinned(table: Tensor) -> Tensor:
+    """At most 400 rows: the means of successive ones, NaN left out."""
+    return table if len(table) <= _POINTS else torch.stack([part.nanmean(0) for part in table.tensor_split(_POINTS)])
+
+
+def _draw_classes(axis: Any, steps: Tensor, table: Tensor, names: list[str]) -> Any:
+    middles = (steps[1:] + steps[:-1]) / 2 if len(steps) > 1 else steps + 0.5
+    edges = torch.cat([2 * steps[:1] - middles[:1], middles, 2 * steps[-1:] - middles[-1:]])
+    edges = edges[: len(steps) + 1]
+    image = axis.pcolormesh(edges.numpy(), range(len(names) + 1), table.T.numpy(), rasterized=True)
+    axis.set_facecolor("0.9")
+    axis.invert_yaxis()
+    if len(names) <= _NAMED:
+        axis.set_yticks([k + 0.5 for k in range(len(names))], names, fontsize=8)
+    else:
+        axis.set_ylabel("class")
+    return image
 
 
 def save_cosine_matrix(
@@ -133,7 +143,7 @@ def save_cosine_matrix(
     """Draw the cosines between all pairs of prototypes (K, D)."""
     unit = torch.nn.functional.normalize(prototypes.detach().double().cpu(), dim=1)
     cosines = (unit @ unit.T).fill_diagonal_(torch.nan)
-    names = _names(class_names, len(cosines))
+    names = _drawn_names(class_names, len(cosines))
     plt = _pyplot()
     side = 0.17 * min(max(len(names), 20), _NAMED) + 1
     figure, axis = plt.subplots(figsize=(side + 2.2, side + 1.2), constrained_layout=True)
@@ -159,6 +169,11 @@ def _names(class_names: Sequence[str] | None, num_classes: int) -> list[str]:
     if len(class_names) != num_classes:
         raise ValueError(f"class_names: expected {num_classes}, one for each class, got {len(class_names)}")
     return list(class_names)
+
+
+def _drawn_names(class_names: Sequence[str] | None, num_classes: int) -> list[str]:
+    """The names as matplotlib draws them: two dollar signs would begin and end a formula."""
+    return [name.replace("$", r"\$") for name in _names(class_names, num_classes)]
 
 
 def _pyplot() -> Any:
