@@ -7,8 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from .module import ProACLoss
+
+_KINDS = ("linear", "mlp")
 
 
 class ProjectionHead(nn.Sequential):
@@ -22,12 +25,12 @@ class ProjectionHead(nn.Sequential):
     """
 
     def __init__(self, in_channels: int, embedding_dim: int, kind: str = "linear") -> None:
+        if kind not in _KINDS:
+            raise ValueError(f'kind: expected "linear" or "mlp", got {kind!r}')
         if kind == "linear":
             layers: list[nn.Module] = [nn.Conv2d(in_channels, embedding_dim, 1)]
-        elif kind == "mlp":
-            layers = [nn.Conv2d(in_channels, in_channels, 1), nn.ReLU(), nn.Conv2d(in_channels, embedding_dim, 1)]
         else:
-            raise ValueError(f'kind: expected "linear" or "mlp", got {kind!r}')
+            layers = [nn.Conv2d(in_channels, in_channels, 1), nn.ReLU(), nn.Conv2d(in_channels, embedding_dim, 1)]
         super().__init__(*layers)
 
 
@@ -55,6 +58,7 @@ class ProACRegularizer(nn.Module):
     ``process_group=`` makes the loss that of all ranks' pixels. Wrappers may be left out of ``layer``, whether the model is
     wrapped or not. A model that torch.compile has run already takes no new hooks: make the regularizer first. For a layer
     within a checkpointed part of the model, checkpoint with ``use_reentrant=False``. ``torch.nn.DataParallel`` is refused.
+    ``torch.jit.script`` takes no such hook: :meth:`remove` it before an export.
 
     Args:
         model: any module.
@@ -65,6 +69,9 @@ class ProACRegularizer(nn.Module):
         head: "linear" or "mlp", see :class:`ProjectionHead`; or a module of your own.
         select: takes the feature map (B, C, H, W) out of the layer's output.
         **options: of :class:`ProACLoss`.
+
+    Raises:
+        TypeError: an argument of another type. ValueError: no such layer, an unknown head, or nothing that tells the channels.
     """
 
     def __init__(
@@ -80,6 +87,12 @@ class ProACRegularizer(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
+        if not isinstance(layer, str):
+            raise TypeError(f"layer: expected the name of a module, a str, got {type(layer).__name__}")
+        if not isinstance(head, (str, nn.Module)):
+            raise TypeError(f'head: expected "linear", "mlp" or a module, got {type(head).__name__}')
+        if isinstance(head, str) and head not in _KINDS:
+            raise ValueError(f'head: expected "linear", "mlp" or a module, got {head!r}')
         module = _find(model, layer)
         self.layer = layer
         self.select = select
@@ -114,6 +127,11 @@ class ProACRegularizer(nn.Module):
     def _feature_map(self, output: Any, labels: Tensor) -> Tensor:
         """(B, C, H, W), in the dtype that the head takes."""
         features = _pick(output) if self.select is None else self.select(output)
+        if isinstance(features, Tensor) and self._tap.was_overwritten(features):
+            raise RuntimeError(
+                f"the output of layer {self.layer!r} was changed in place after the layer had run, perhaps by the module "
+                "that follows it: make that one work out of place (ReLU(inplace=False)), or name it as the layer"
+            )
         if isinstance(features, Tensor) and self.in_channels is not None:
             if features.ndim == 3 and features.shape[2] == self.in_channels:
                 features = _tokens_to_map(features, labels, self.layer)
@@ -127,20 +145,25 @@ class ProACRegularizer(nn.Module):
                 f"layer {self.layer!r}: expected an output (B, {self.in_channels}, H, W), got {tuple(features.shape)}; "
                 "pass in_channels=, or select= to make it such a map"
             )
-        if torch.is_autocast_enabled(features.device.type):
+        device = features.device.type
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             return features
         dtype = next((parameter.dtype for parameter in self.head.parameters()), features.dtype)
         return features.to(dtype)  # the model may have run under autocast, which is over by now
 
     def remove(self) -> None:
-        """Take the hook off the model."""
+        """Take the hook off the model, and let go of the output that it kept."""
         self._hook.remove()
+        self._tap.output = None
 
 
 class _Tap:
     """A forward hook that keeps its layer's last output. Copies and pickles of it keep none: it is no part of the model."""
 
     output: Any = None
+    versions: dict[
+        int, int
+    ] = {}  #: of its tensors and what they are views of, by id: how often each had been written to
     is_trained = False  #: whether a parameter of the layer was to get a gradient
 
     def __call__(self, module: nn.Module, inputs: Any, output: Any) -> None:
@@ -152,10 +175,21 @@ class _Tap:
         # In backward, a checkpointed layer runs again: that output belongs to the step that is over.
         if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
             self.output = output
+            self.versions = {} if torch.compiler.is_compiling() else _versions(tree_leaves(output))
             self.is_trained = any(parameter.requires_grad for parameter in module.parameters())
+
+    def was_overwritten(self, features: Tensor) -> bool:
+        """Whether one of the output's tensors, or a view of one, is not what it was."""
+        return any(self.versions.get(part, now) != now for part, now in _versions([features]).items())
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
+
+
+def _versions(leaves: list[Any]) -> dict[int, int]:
+    """The version counters of tensors and of their bases, by id. Tensors of inference mode have none."""
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor) and not leaf.is_inference()]
+    return {id(part): part._version for tensor in tensors for part in (tensor, tensor._base) if part is not None}
 
 
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}

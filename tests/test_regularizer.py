@@ -73,10 +73,39 @@ def test_a_call_without_a_batch_says_so():
     proac(labels)
     with pytest.raises(RuntimeError, match="once for each"):
         proac(labels)
+    model(images)
     proac.remove()
+    with pytest.raises(RuntimeError, match="has not run"):  # an activation of before is gone, too
+        proac(labels)
     model(images)
     with pytest.raises(RuntimeError, match="has not run"):
         proac(labels)
+
+
+def test_model_on_the_meta_device():
+    model, (images, labels) = _Network(), _batch()
+    proac = ProACRegularizer(model, "backbone", 5, embedding_dim=8).to("meta")
+    model.to("meta")(images.to("meta"))
+    loss = proac(labels.to("meta"))
+    assert loss.device.type == "meta" and loss.shape == ()
+
+
+@pytest.mark.parametrize("select", [None, lambda output: output[:, :6], lambda output: output.unsqueeze(0)[0]])
+def test_output_changed_in_place(select):
+    """The head would see what the next module made of it."""
+    model, (images, labels) = _Network(), _batch()
+    model.backbone[2] = nn.ReLU(inplace=True)
+    channels = 6 if select is not None and select(torch.empty(1, 12)).shape == (1, 6) else 12
+    proac = ProACRegularizer(model, "backbone.1", 5, embedding_dim=8, select=select, in_channels=channels)
+    model(images)
+    with pytest.raises(RuntimeError, match=r"'backbone.1' was changed in place.*ReLU\(inplace=False\)"):
+        proac(labels)
+    model.backbone[2] = nn.ReLU()
+    model(images)
+    proac(labels).backward()
+    with torch.inference_mode():  # such tensors do not count
+        model(images)
+        assert proac(labels) > 0
 
 
 def test_frozen_layer_trains_the_head():
@@ -314,6 +343,12 @@ def test_errors_of_the_constructor():
         ProACRegularizer(nn.Sequential(nn.ReLU()), "0", 5)
     with pytest.raises(ValueError, match="'conv'"):
         ProjectionHead(4, 8, kind="conv")
+    with pytest.raises(ValueError, match="head: .*'conv'"):
+        ProACRegularizer(_Network(), "backbone", 5, head="conv")
+    with pytest.raises(TypeError, match="head: .*int"):
+        ProACRegularizer(_Network(), "backbone", 5, head=256)
+    with pytest.raises(TypeError, match="layer: .*NoneType"):
+        ProACRegularizer(_Network(), None, 5)
 
 
 def test_history_and_pictures(tmp_path):
@@ -329,11 +364,34 @@ def test_history_and_pictures(tmp_path):
     table = history.values("log_z")
     assert table.shape == (4, 3) and table[0, 2].isnan() and table[1:].isfinite().all()
     history.save_picture(tmp_path / "history.png")
+    history.class_names = ["$road_$", "sky", "a $"]  # no formulas
+    history.save_picture(tmp_path / "dollars.png")
+    diagnostics.save_cosine_matrix(prototypes, tmp_path / "dollars.png", history.class_names)
     first = diagnostics.History()
     first.add(5, stats)
     first.save_picture(tmp_path / "one_step.png")
     diagnostics.save_cosine_matrix(prototypes, tmp_path / "cosines.png")
     assert (tmp_path / "history.png").stat().st_size > 1000 and (tmp_path / "cosines.png").stat().st_size > 1000
+
+
+def test_long_history_is_thinned(tmp_path, monkeypatch):
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    prototypes = proac_cuda.uniform_prototypes(3, 8)
+    labels = torch.zeros(1, 4, 4, dtype=torch.int64)
+    labels[0, 0] = 1
+    _, stats = proac_cuda.proac_loss(torch.randn(1, 8, 4, 4), labels, prototypes, return_stats=True)
+    history = diagnostics.History()
+    for step in range(5000):
+        history.add(step, stats)
+    drawn = []
+    monkeypatch.setattr(pyplot, "close", drawn.append)
+    history.save_picture(tmp_path / "long.png")
+    curves = [line for axis in drawn[0].axes for line in axis.lines]
+    assert curves and all(100 < len(line.get_xdata()) < 1000 for line in curves)
+    median = drawn[0].axes[0].lines[0]
+    assert median.get_xdata()[0] < 10 and median.get_xdata()[-1] > 4990
+    monkeypatch.undo()
+    pyplot.close(drawn[0])
 
 
 def test_tensorboard_gets_the_classes_that_are_there():
