@@ -161,9 +161,7 @@ class _Tap:
     """A forward hook that keeps its layer's last output. Copies and pickles of it keep none: it is no part of the model."""
 
     output: Any = None
-    versions: dict[
-        int, int
-    ] = {}  #: of its tensors and what they are views of, by id: how often each had been written to
+    versions: dict[int, int] = {}  #: how often its tensors, and what they are views of, had been written to, by id
     is_trained = False  #: whether a parameter of the layer was to get a gradient
 
     def __call__(self, module: nn.Module, inputs: Any, output: Any) -> None:
