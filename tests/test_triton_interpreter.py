@@ -86,7 +86,7 @@ def test_importing_the_package_imports_no_kernels():
 def test_label_positions_beyond_2_31_pixels():
     """One image of 50,000 x 50,000 pixels: the labels' position comes out of 64-bit arithmetic throughout."""
     import position_kernel
-    from proac_cuda.triton.layout import label_arguments
+    from proac_cuda.triton.layout import Pixels, label_arguments
 
     size, label_size = (50_000, 50_000), (25_000, 100_000)
     labels = torch.empty(1, *label_size, dtype=torch.uint8, device="meta")
@@ -95,6 +95,9 @@ def test_label_positions_beyond_2_31_pixels():
     out = torch.zeros(3, 8, dtype=torch.int64)
     names = "size", "label_size", "scale"
     position_kernel.positions[(1,)](index, out, len(index), *(arguments[name] for name in names), BM=8)
+    assert str(Pixels(1, 50_000**2, []).index_type(labels[:, :1, :1])) == "int64"
+    assert str(Pixels(1, 50, []).index_type(labels)) == "int32"
+    assert str(Pixels(1, 50, []).index_type(torch.empty(1, 2**31, device="meta"))) == "int64"
     row, column = index // size[1], index % size[1]
     expected = torch.stack([torch.zeros_like(row), row // 2, column * 2])
     assert torch.equal(out[:, : len(index)], expected)
@@ -121,7 +124,7 @@ def test_every_loop_goes_round(monkeypatch, dtype, channels, classes, backward):
     }[backward]
     monkeypatch.setattr(tiles, "MAX_CHUNKS", 3)
     monkeypatch.setattr(tiles, "MAX_PROTOTYPE_CHUNKS", 2)
-    monkeypatch.setattr(tiles, "forward_tiles", lambda *_: tiles.Tiles(16, 16, 16, 4, 1))
+    monkeypatch.setattr(tiles, "forward_tiles", lambda *_: tiles.Tiles(16, 16, 16, 4, 1, BLOCKS=2))
     monkeypatch.setattr(tiles, "backward_tiles", lambda *_: tiles.Tiles(16, 32, 16, 4, 1, **sizes))
     monkeypatch.setattr(tiles, "prototype_tiles", lambda *_: tiles.Tiles(16, 16, 16, 4, 1, DO=32))
     generator = torch.Generator().manual_seed(0)

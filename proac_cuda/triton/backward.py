@@ -77,17 +77,24 @@ def products_and_features(
 
 @triton.jit
 def gradient_of_similarities(
-    s, label, weight, normaliser, k, index, coefficients, thresholds, rng_state,
+    s, label, weights, weight, normaliser, k, index, coefficients, thresholds, rng_state,
     K: tl.constexpr, K_PAD: tl.constexpr, PIXEL_ANCHOR: tl.constexpr,
 ):  # fmt: skip
-    """(8), (9), (10): dL/dS_ki, (KB, BM); exactly 0 outside V. One exponential serves (8) and (9)."""
+    """(8), (9), (10): dL/dS_ki, (KB, BM); exactly 0 outside V. One exponential serves (8) and (9).
+
+    Where ``weights`` is None, ``weight`` is 1 in V and costs nothing.
+    """
     own, negative = members(label, k, index, thresholds, rng_state, K)
     positive_scale = tl.load(coefficients + POSITIVE_SCALE * K_PAD + k)[:, None]
     negative_scale = tl.load(coefficients + NEGATIVE_SCALE * K_PAD + k)[:, None]
     log_z = tl.load(coefficients + LOG_Z * K_PAD + k)[:, None]
     contrast = tl.load(coefficients + CONTRAST * K_PAD + k)[:, None]
-    e = tl.exp(tl.where(own, s - contrast, s + tl.log(weight)[None, :] - log_z))
-    grad_own = -positive_scale * weight[None, :] / (1.0 + e)
+    if weights is None:
+        e = tl.exp(s - tl.where(own, contrast, log_z))
+        grad_own = -positive_scale / (1.0 + e)
+    else:
+        e = tl.exp(tl.where(own, s - contrast, s + tl.log(weight)[None, :] - log_z))
+        grad_own = -positive_scale * weight[None, :] / (1.0 + e)
     grad = tl.where(own, grad_own, tl.where(negative, negative_scale * e, 0.0))
     if PIXEL_ANCHOR:
         scale = tl.load(coefficients + PIXEL_SCALE * K_PAD) * weight
@@ -180,8 +187,9 @@ def feature_gradient_kernel(
     DTYPE: tl.constexpr = features.dtype.element_ty
     image, pixel, index, inside = tile_of_pixels(tl.program_id(0), tiles_per_image, P, BM, INDEX)
     label, weight, _, _, _, _ = read_pixels(
-        index, inside, labels, label_strides, weights, weight_strides, size, label_size, scale, ignore_index, K, REAL
-    )
+        index, inside, labels, label_strides, weights, weight_strides, size, label_size, scale, ignore_index, K,
+        REAL,
+    )  # fmt: skip
     tau_inverse = tl.full((), inverse_temperature, REAL)
     totals, inverse, kept = products_and_features(
         features, anchors, image, pixel, inside, strides,
@@ -203,8 +211,9 @@ def feature_gradient_kernel(
         k = block * KB + tl.arange(0, KB)
         s = totals[block] * factor
         grad = gradient_of_similarities(
-            s, label, weight, normaliser, k, index, coefficients, thresholds, rng_state, K, K_PAD, PIXEL_ANCHOR
-        )
+            s, label, weights, weight, normaliser, k, index, coefficients, thresholds, rng_state, K, K_PAD,
+            PIXEL_ANCHOR,
+        )  # fmt: skip
         along += tl.sum(grad * s, 0)
         grads = grads + (operands(grad * tau_inverse, 0, DTYPE, INTERPRETED),)
     for part in tl.static_range(KEPT // BD):

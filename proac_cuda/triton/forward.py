@@ -1,8 +1,9 @@
 """Stage (i), equations (1), (3), (5): every statistic of the classes out of one pass over the features.
 
-A program takes KB classes and a run of pixel tiles, one chunk of at most MAX_CHUNKS. For a tile of BM pixels it reads the
-features x once, block by block of channels, and has S = <phat, x> / (|x| tau) as a matrix (KB, BM) which never leaves the
-registers. Each class's log-sum-exp runs on a running maximum m, right for every temperature and weight:
+A program takes BLOCKS blocks of KB classes and a run of pixel tiles, one chunk of at most MAX_CHUNKS. For a tile of BM pixels
+it reads the features x once, block by block of channels, and has S = <phat, x> / (|x| tau) as BLOCKS matrices (KB, BM) which
+never leave the registers; what follows goes block by block. Labels are read first, while those registers are free.
+Each class's log-sum-exp runs on a running maximum m, right for every temperature and weight:
 
     t_ki = S_ki + log w_i      m' = max(m, max_i t_ki)      z' = z exp(m - m') + sum_i exp(t_ki - m')
 
@@ -29,22 +30,38 @@ NUM_PARTIALS = 7
 
 
 @triton.jit
-def similarities(
-    features, anchors, image, pixel, inside, k, strides, inverse_temperature,
-    D: tl.constexpr, K_PAD: tl.constexpr, D_PAD: tl.constexpr, BD: tl.constexpr, REAL: tl.constexpr,
-    PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
+def times(value, COUNT: tl.constexpr):
+    """A tuple of COUNT times ``value``."""
+    values = ()
+    for _ in tl.static_range(COUNT):
+        values = values + (value,)
+    return values
+
+
+@triton.jit
+def similarities_of_blocks(
+    features, anchors, image, pixel, inside, first, strides, inverse_temperature,
+    D: tl.constexpr, K_PAD: tl.constexpr, D_PAD: tl.constexpr, BLOCKS: tl.constexpr, KB: tl.constexpr, BD: tl.constexpr,
+    REAL: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """(1): S (KB, BM) of a tile, its features read once; and 1/|x|."""
-    total = tl.full((k.shape[0], pixel.shape[0]), 0.0, REAL)
+    """(1): S of a tile, its features read once, as a tuple of blocks (KB, BM) of classes from ``first`` on; and 1/|x|."""
+    totals = times(tl.full((KB, pixel.shape[0]), 0.0, REAL), BLOCKS)
     squares = tl.full((BD, pixel.shape[0]), 0.0, REAL)
     far_squares = squares
     for d0 in range(0, D, BD):
         d = d0 + tl.arange(0, BD)
         x = load_features(features, image, pixel, inside, d, strides, D)
-        total = add_products(total, anchors, x, k, d, K_PAD, D_PAD, PRECISION, INTERPRETED)
+        grown = ()
+        for block in tl.static_range(BLOCKS):
+            k = first + block * KB + tl.arange(0, KB)
+            grown = grown + (add_products(totals[block], anchors, x, k, d, K_PAD, D_PAD, PRECISION, INTERPRETED),)
+        totals = grown
         squares, far_squares = add_squares(squares, far_squares, x.to(REAL))
     _, inverse = norm_and_inverse(tl.sum(squares, 0), tl.sum(far_squares, 0))
-    return total * (inverse * inverse_temperature)[None, :], inverse
+    s = ()
+    for block in tl.static_range(BLOCKS):
+        s = s + (totals[block] * (inverse * inverse_temperature)[None, :],)
+    return s, inverse
 
 
 @triton.jit
@@ -56,6 +73,45 @@ def add_to_log_sum(maximum, exp_sum, terms, AXIS: tl.constexpr):
     return higher, exp_sum
 
 
+@triton.jit
+def _add_two(a, b, more_a, more_b):
+    return a + more_a, b + more_b
+
+
+@triton.jit
+def _add_three(a, b, c, more_a, more_b, more_c):
+    return a + more_a, b + more_b, c + more_c
+
+
+@triton.jit
+def sums_over_pixels(values, INTERPRETED: tl.constexpr):
+    """Sums along axis 1 of a tuple of two or three matrices (KB, BM), as one reduction.
+
+    Else Triton lays those that do not come out of a product over the threads in a way of its own, which takes many more
+    shuffles, and makes the labels and masks once more for it.
+    """
+    if INTERPRETED:  # which takes its time for any reduction but plain ones
+        sums = ()
+        for number in tl.static_range(len(values)):
+            sums = sums + (tl.sum(values[number], 1),)
+        return sums
+    elif len(values) == 2:
+        return tl.reduce((values[0], values[1]), 1, _add_two)
+    else:
+        return tl.reduce((values[0], values[1], values[2]), 1, _add_three)
+
+
+@triton.jit
+def log_sum_of_blocks(s, K: tl.constexpr, KB: tl.constexpr):
+    """(5): logsumexp_c S_ci of a tile's pixels, (BM,), from the blocks of all classes."""
+    top = tl.full((s[0].shape[1],), float("-inf"), s[0].dtype)
+    total = tl.full((s[0].shape[1],), 0.0, s[0].dtype)
+    for block in tl.static_range(len(s)):
+        k = block * KB + tl.arange(0, KB)
+        top, total = add_to_log_sum(top, total, tl.where((k < K)[:, None], s[block], float("-inf")), 0)
+    return top + tl.log(total)
+
+
 @kernel
 def class_statistics_kernel(
     features, anchors, labels, weights, thresholds, rng_state, log_normaliser,
@@ -64,67 +120,28 @@ def class_statistics_kernel(
     strides, size, label_size, scale, label_strides, weight_strides,
     K: tl.constexpr, D: tl.constexpr, K_PAD: tl.constexpr, D_PAD: tl.constexpr,
     PIXEL_ANCHOR: tl.constexpr, HARDEST: tl.constexpr,
-    KB: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr,
+    BLOCKS: tl.constexpr, KB: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr,
     PRECISION: tl.constexpr, INDEX: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """Partial sums of a chunk (program axis 0) for KB classes (axis 1), and S_{y_i,i} of its pixels."""
+    """Partial sums of a chunk (program axis 0) for BLOCKS blocks of KB classes (axis 1), and S_{y_i,i} of its pixels."""
     REAL: tl.constexpr = partials.dtype.element_ty
-    chunk, block = tl.program_id(0), tl.program_id(1)
-    k = block * KB + tl.arange(0, KB)
+    chunk, first = tl.program_id(0), tl.program_id(1) * BLOCKS * KB
+    # All weights 1, and all pixels of other classes taken: these are counted, and a difference of counts is exact.
+    COUNTED: tl.constexpr = weights is None and thresholds is None
     tau_inverse = tl.full((), inverse_temperature, REAL)
-    maximum = tl.full((KB,), float("-inf"), REAL)
-    hardest = tl.full((KB,), float("-inf"), REAL)
-    exp_sum = tl.full((KB,), 0.0, REAL)
-    weight_sum = tl.full((KB,), 0.0, REAL)
-    negative_weight = tl.full((KB,), 0.0, REAL)
-    positive_sum = tl.full((KB,), 0.0, REAL)
-    pixel_loss_sum = tl.full((KB,), 0.0, REAL)
-    bad_labels, first_label = tl.full((), 0, tl.int64), tl.full((), 0, tl.int64)
-    bad_weights, first_weight = tl.full((), 0, tl.int64), tl.full((), 0, tl.int64)
+    zeros = times(tl.full((KB,), 0.0, REAL), BLOCKS)
+    none = times(tl.full((KB,), float("-inf"), REAL), BLOCKS)
+    maximum, exp_sum, hardest = none, zeros, none
+    weight_sum, negative_weight, positive_sum, pixel_loss_sum = zeros, zeros, zeros, zeros
+    bad_labels, first_label = tl.full((), 0, tl.int32), tl.full((), 0, tl.int64)
+    bad_weights, first_weight = tl.full((), 0, tl.int32), tl.full((), 0, tl.int64)
 
     for tile in range(chunk * tiles_per_chunk, tl.minimum((chunk + 1) * tiles_per_chunk, tiles)):
         image, pixel, index, inside = tile_of_pixels(tile, tiles_per_image, P, BM, INDEX)
-        s, _ = similarities(
-            features, anchors, image, pixel, inside, k, strides, tau_inverse,
-            D, K_PAD, D_PAD, BD, REAL, PRECISION, INTERPRETED,
-        )  # fmt: skip
         label, weight, bad_label, bad_weight, raw_label, raw_weight = read_pixels(
-            index,
-            inside,
-            labels,
-            label_strides,
-            weights,
-            weight_strides,
-            size,
-            label_size,
-            scale,
-            ignore_index,
-            K,
+            index, inside, labels, label_strides, weights, weight_strides, size, label_size, scale, ignore_index, K,
             REAL,
-        )
-        own, negative = members(label, k, index, thresholds, rng_state, K)
-
-        terms = tl.where(negative, s + tl.log(weight)[None, :], float("-inf"))
-        maximum, exp_sum = add_to_log_sum(maximum, exp_sum, terms, 1)
-        weight_sum += tl.sum(tl.where(own, weight[None, :], 0.0), 1)
-        negative_weight += tl.sum(tl.where(negative, weight[None, :], 0.0), 1)
-        positive_sum += tl.sum(tl.where(own, weight[None, :] * s, 0.0), 1)
-        if HARDEST:
-            hardest = tl.maximum(hardest, tl.max(tl.where(negative, s, float("-inf")), 1))
-        if PIXEL_ANCHOR:
-            if log_normaliser is None:
-                everyone = tl.where((k < K)[:, None], s, float("-inf"))
-                low = tl.full((BM,), float("-inf"), REAL)
-                top, total = add_to_log_sum(low, tl.full((BM,), 0.0, REAL), everyone, 0)
-                normaliser = top + tl.log(total)
-            else:
-                normaliser = tl.load(log_normaliser + index, mask=inside, other=0.0)
-            excess = weight[None, :] * (normaliser[None, :] - s)
-            pixel_loss_sum += tl.sum(tl.where(own, excess, 0.0), 1)
-
-        in_block = (label >= block * KB) & (label < (block + 1) * KB) | ((label < 0) & (block == 0))
-        tl.store(positive + index, tl.sum(tl.where(own, s, 0.0), 0), mask=inside & in_block)
-
+        )  # fmt: skip
         if tl.max((bad_label | bad_weight).to(tl.int32), 0) > 0:
             value, here = first_of(raw_label, bad_label)
             first_label = tl.where(bad_labels == 0, value, first_label)
@@ -133,19 +150,77 @@ def class_statistics_kernel(
             first_weight = tl.where(bad_weights == 0, value, first_weight)
             bad_weights += here
 
-    row = partials + chunk * K + k
+        s, _ = similarities_of_blocks(
+            features, anchors, image, pixel, inside, first, strides, tau_inverse,
+            D, K_PAD, D_PAD, BLOCKS, KB, BD, REAL, PRECISION, INTERPRETED,
+        )  # fmt: skip
+        normaliser = weight
+        if PIXEL_ANCHOR:
+            if log_normaliser is None:
+                normaliser = log_sum_of_blocks(s, K, KB)
+            else:
+                normaliser = tl.load(log_normaliser + index, mask=inside, other=0.0)
+        own_s = tl.full((KB, BM), 0.0, REAL)
+        for block in tl.static_range(BLOCKS):
+            k = first + block * KB + tl.arange(0, KB)
+            own_s = tl.where(label[None, :] == k[:, None], s[block], own_s)
+        ours = (label >= first) & (label < first + BLOCKS * KB) | ((label < 0) & (first == 0))
+        tl.store(positive + index, tl.sum(own_s, 0), mask=inside & ours)
+
+        count = tl.sum(weight, 0)
+        log_weight = weight
+        if weights is not None:
+            log_weight = tl.log(weight)
+        maxima, exp_sums, hardests = (), (), ()
+        weight_sums, negative_weights, positive_sums, pixel_loss_sums = (), (), (), ()
+        for block in tl.static_range(BLOCKS):
+            k = first + block * KB + tl.arange(0, KB)
+            own, negative = members(label, k, index, thresholds, rng_state, K)
+            terms = s[block]
+            if weights is not None:
+                terms += log_weight[None, :]
+            terms = tl.where(negative, terms, float("-inf"))
+            top, total = add_to_log_sum(maximum[block], exp_sum[block], terms, 1)
+            maxima, exp_sums = maxima + (top,), exp_sums + (total,)
+            summands = (tl.where(own, weight[None, :], 0.0), tl.where(own, weight[None, :] * s[block], 0.0))
+            if COUNTED:
+                sums = sums_over_pixels(summands, INTERPRETED)
+                rest = count - sums[0]
+            else:
+                sums = sums_over_pixels(summands + (tl.where(negative, weight[None, :], 0.0),), INTERPRETED)
+                rest = sums[2]
+            weight_sums = weight_sums + (weight_sum[block] + sums[0],)
+            positive_sums = positive_sums + (positive_sum[block] + sums[1],)
+            negative_weights = negative_weights + (negative_weight[block] + rest,)
+            if HARDEST:
+                top = tl.max(tl.where(negative, s[block], float("-inf")), 1)
+                hardests = hardests + (tl.maximum(hardest[block], top),)
+            if PIXEL_ANCHOR:
+                excess = weight[None, :] * (normaliser[None, :] - s[block])
+                total = tl.sum(tl.where(own, excess, 0.0), 1)
+                pixel_loss_sums = pixel_loss_sums + (pixel_loss_sum[block] + total,)
+        maximum, exp_sum, weight_sum = maxima, exp_sums, weight_sums
+        negative_weight, positive_sum = negative_weights, positive_sums
+        if HARDEST:
+            hardest = hardests
+        if PIXEL_ANCHOR:
+            pixel_loss_sum = pixel_loss_sums
+
     plane = tl.num_programs(0) * K
-    tl.store(row + MAXIMUM * plane, maximum, mask=k < K)
-    tl.store(row + WEIGHT * plane, weight_sum, mask=k < K)
-    tl.store(row + NEGATIVE_WEIGHT * plane, negative_weight, mask=k < K)
-    tl.store(row + POSITIVE_SUM * plane, positive_sum, mask=k < K)
-    tl.store(row + PIXEL_LOSS_SUM * plane, pixel_loss_sum, mask=k < K)
-    tl.store(row + HARDEST_NEGATIVE * plane, hardest, mask=k < K)
-    tl.store(row + EXP_SUM * plane, exp_sum, mask=k < K)
-    if block == 0:
-        tl.store(diagnostics + chunk * 4, bad_labels)
+    for block in tl.static_range(BLOCKS):
+        k = first + block * KB + tl.arange(0, KB)
+        row = partials + chunk * K + k
+        tl.store(row + MAXIMUM * plane, maximum[block], mask=k < K)
+        tl.store(row + WEIGHT * plane, weight_sum[block], mask=k < K)
+        tl.store(row + NEGATIVE_WEIGHT * plane, negative_weight[block], mask=k < K)
+        tl.store(row + POSITIVE_SUM * plane, positive_sum[block], mask=k < K)
+        tl.store(row + PIXEL_LOSS_SUM * plane, pixel_loss_sum[block], mask=k < K)
+        tl.store(row + HARDEST_NEGATIVE * plane, hardest[block], mask=k < K)
+        tl.store(row + EXP_SUM * plane, exp_sum[block], mask=k < K)
+    if first == 0:
+        tl.store(diagnostics + chunk * 4, bad_labels.to(tl.int64))
         tl.store(diagnostics + chunk * 4 + 1, first_label)
-        tl.store(diagnostics + chunk * 4 + 2, bad_weights)
+        tl.store(diagnostics + chunk * 4 + 2, bad_weights.to(tl.int64))
         tl.store(diagnostics + chunk * 4 + 3, first_weight)
 
 
@@ -154,7 +229,7 @@ def first_of(values, chosen):
     """The first of the chosen int64 values of a tile, 0 where there is none, and how many are chosen."""
     order = tl.arange(0, values.shape[0])
     first = tl.min(tl.where(chosen, order, values.shape[0]), 0)
-    return tl.sum(tl.where(chosen & (order == first), values, 0), 0), tl.sum(chosen.to(tl.int64), 0)
+    return tl.sum(tl.where(chosen & (order == first), values, 0), 0), tl.sum(chosen.to(tl.int32), 0)
 
 
 @kernel
@@ -221,12 +296,12 @@ def log_normaliser_kernel(
     top = tl.full((BM,), float("-inf"), REAL)
     total = tl.full((BM,), 0.0, REAL)
     for k0 in range(0, K, KB):
-        k = k0 + tl.arange(0, KB)
-        s, _ = similarities(
-            features, anchors, image, pixel, inside, k, strides, tl.full((), inverse_temperature, REAL),
-            D, K_PAD, D_PAD, BD, REAL, PRECISION, INTERPRETED,
+        s, _ = similarities_of_blocks(
+            features, anchors, image, pixel, inside, k0, strides, tl.full((), inverse_temperature, REAL),
+            D, K_PAD, D_PAD, 1, KB, BD, REAL, PRECISION, INTERPRETED,
         )  # fmt: skip
-        top, total = add_to_log_sum(top, total, tl.where((k < K)[:, None], s, float("-inf")), 0)
+        k = k0 + tl.arange(0, KB)
+        top, total = add_to_log_sum(top, total, tl.where((k < K)[:, None], s[0], float("-inf")), 0)
     tl.store(log_normaliser + index, top + tl.log(total), mask=inside)
 
 
@@ -261,19 +336,9 @@ def positive_sums_kernel(
     for tile in range(chunk * tiles_per_chunk, tl.minimum((chunk + 1) * tiles_per_chunk, tiles)):
         _, _, index, inside = tile_of_pixels(tile, tiles_per_image, P, BM, INDEX)
         label, weight, _, _, _, _ = read_pixels(
-            index,
-            inside,
-            labels,
-            label_strides,
-            weights,
-            weight_strides,
-            size,
-            label_size,
-            scale,
-            ignore_index,
-            K,
+            index, inside, labels, label_strides, weights, weight_strides, size, label_size, scale, ignore_index, K,
             REAL,
-        )
+        )  # fmt: skip
         kept = label >= 0
         s = tl.load(positive + index, mask=inside, other=0.0)
         margin = contrast_log_z(statistics, label, kept, NEGATIVE_MEAN, K) - s

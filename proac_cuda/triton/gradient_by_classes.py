@@ -107,8 +107,9 @@ def gradient_by_classes_kernel(
     d_first = tl.program_id(0) % SHARES * DO
     image, pixel, index, inside = tile_of_pixels(tile, tiles_per_image, P, BM, INDEX)
     label, weight, _, _, _, _ = read_pixels(
-        index, inside, labels, label_strides, weights, weight_strides, size, label_size, scale, ignore_index, K, REAL
-    )
+        index, inside, labels, label_strides, weights, weight_strides, size, label_size, scale, ignore_index, K,
+        REAL,
+    )  # fmt: skip
     tau_inverse = tl.full((), inverse_temperature, REAL)
     x, inverse = load_blocks(features, image, pixel, inside, d_first, strides, D, BD, DO, REAL)
     normaliser = inverse
@@ -131,8 +132,9 @@ def gradient_by_classes_kernel(
             )  # fmt: skip
             s = total * (inverse * tau_inverse)[None, :]
             grad = gradient_of_similarities(
-                s, label, weight, normaliser, k, index, coefficients, thresholds, rng_state, K, K_PAD, PIXEL_ANCHOR
-            )
+                s, label, weights, weight, normaliser, k, index, coefficients, thresholds, rng_state, K, K_PAD,
+                PIXEL_ANCHOR,
+            )  # fmt: skip
             along += tl.sum(grad * s, 0)
             grad_operands = operands(grad * tau_inverse, 0, DTYPE, INTERPRETED)
             grown = ()

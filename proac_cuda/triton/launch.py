@@ -136,7 +136,7 @@ def select_negatives(
                     selection.count_digits_kernel, (total, 1 if number == 0 else triton.cdiv(num_classes, classes)),
                     rng_state=rng_state, thresholds=thresholds, histogram=histogram,
                     P=pixels.per_image, tiles_per_image=per_image, **arguments, **digit,
-                    REAL=real, KB=classes, BM=block, INDEX=pixels.index,
+                    REAL=real, KB=classes, BM=block, INDEX=pixels.index_type(labels),
                 )  # fmt: skip
             run(
                 selection.pick_digit_kernel, (num_classes,),
@@ -174,29 +174,29 @@ def class_statistics(
     chunk_diagnostics = new(num_chunks, 4, dtype=torch.int64)
     common = {
         "features": features, "inverse_temperature": 1 / temperature, "strides": pixels.strides[0],
-        "P": pixels.per_image, "PRECISION": _precision(arch, features.dtype), "INDEX": pixels.index,
+        "P": pixels.per_image, "PRECISION": _precision(arch, features.dtype), "INDEX": pixels.index_type(labels),
         "INTERPRETED": INTERPRETED, **_blocks(tile, "KB", "BM", "BD"),
     }  # fmt: skip
     with _on(features):
         anchors = _prepare(features, prototypes, [tile], None)
         log_normaliser = None
-        if pixel_anchor and num_classes > tile.KB and chunks["tiles"]:
+        if pixel_anchor and num_classes > tile.BLOCKS * tile.KB and chunks["tiles"]:
             log_normaliser = torch.empty_like(positive)
             run(
                 forward.log_normaliser_kernel, (chunks["tiles"],), log_normaliser=log_normaliser,
                 tiles_per_image=chunks["tiles_per_image"], **common, **anchors.arguments,
             )  # fmt: skip
         run(
-            forward.class_statistics_kernel, (num_chunks, triton.cdiv(num_classes, tile.KB)),
+            forward.class_statistics_kernel, (num_chunks, triton.cdiv(num_classes, tile.BLOCKS * tile.KB)),
             partials=partials, positive=positive, diagnostics=chunk_diagnostics, log_normaliser=log_normaliser,
-            thresholds=thresholds, rng_state=rng_state, PIXEL_ANCHOR=pixel_anchor, HARDEST=hardest_negative,
+            thresholds=thresholds, rng_state=rng_state, PIXEL_ANCHOR=pixel_anchor, HARDEST=hardest_negative, BLOCKS=tile.BLOCKS,
             **label_arguments(labels, pixel_weight, features.shape[2:], ignore_index), **chunks, **common, **anchors.arguments,
         )  # fmt: skip
         block = min(32, triton.next_power_of_2(num_classes))
         run(
             forward.merge_statistics_kernel, (triton.cdiv(num_classes, block),),
             partials=partials, diagnostics=chunk_diagnostics, statistics=statistics, merged_diagnostics=diagnostics,
-            chunks=num_chunks, K=num_classes, KB=block, CB=32,
+            chunks=num_chunks, K=num_classes, KB=block, CB=16 if prototypes.dtype == torch.float64 else 32,
         )  # fmt: skip
     return statistics, positive, diagnostics
 
@@ -222,7 +222,7 @@ def positive_sums(
             forward.positive_sums_kernel, (num_chunks, triton.cdiv(num_classes, classes)),
             positive=positive.contiguous(), statistics=statistics, partials=partials, P=pixels.per_image, **chunks,
             **label_arguments(labels, pixel_weight, positive.shape[1:], ignore_index),
-            NEGATIVE_MEAN=negative_mean, K=num_classes, KB=classes, BM=block, INDEX=pixels.index,
+            NEGATIVE_MEAN=negative_mean, K=num_classes, KB=classes, BM=block, INDEX=pixels.index_type(labels),
         )  # fmt: skip
         run(
             prepare.merge_sums_kernel, (triton.cdiv(num_classes, classes),),
@@ -282,8 +282,9 @@ def loss_gradients(
     common = {
         "features": features, "thresholds": thresholds, "rng_state": rng_state,
         "inverse_temperature": 1 / temperature, "strides": pixels.strides[0], "P": pixels.per_image,
-        "PIXEL_ANCHOR": pixel_anchor_weight > 0, "PRECISION": _precision(arch, features.dtype), "INDEX": pixels.index,
-        "INTERPRETED": INTERPRETED, **label_arguments(labels, pixel_weight, features.shape[2:], ignore_index),
+        "PIXEL_ANCHOR": pixel_anchor_weight > 0, "PRECISION": _precision(arch, features.dtype),
+        "INDEX": pixels.index_type(labels), "INTERPRETED": INTERPRETED,
+        **label_arguments(labels, pixel_weight, features.shape[2:], ignore_index),
     }  # fmt: skip
     with _on(features):
         anchors = _prepare(

@@ -20,10 +20,9 @@ class Pixels(NamedTuple):
     per_image: int
     strides: list[tuple[int, int, int]]  #: (image, channel, pixel) of each tensor asked about
 
-    @property
-    def index(self) -> Any:
-        """The type of a pixel's index: 64 bits where 32 are too few."""
-        return tl.int64 if self.images * self.per_image >= 2**31 else tl.int32
+    def index_type(self, labels: Tensor) -> Any:
+        """The type of a pixel's index, and of its label's along each axis: 64 bits where 32 are too few."""
+        return tl.int64 if max(self.images * self.per_image, *labels.shape) >= 2**31 else tl.int32
 
     def grid(self, block: int) -> tuple[int, int]:
         """Tiles of ``block`` pixels: in an image, in all. No tile crosses an image's end."""

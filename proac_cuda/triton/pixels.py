@@ -41,28 +41,28 @@ def tile_of_pixels(tile, tiles_per_image, P, BM: tl.constexpr, INDEX: tl.constex
 @triton.jit
 def nearest(index, label_size, scale):
     """Where ``index`` of a feature axis reads an axis of the labels; ``scale`` is 0 where the sizes agree."""
-    read = tl.minimum((index.to(tl.float32) * scale).to(tl.int64), label_size - 1)
-    return tl.where(scale == 0, index.to(tl.int64), read)
+    read = tl.minimum((index.to(tl.float32) * scale).to(index.dtype), label_size - 1)
+    return tl.where(scale == 0, index, read)
 
 
 @triton.jit
 def label_position(index, size, label_size, scale):
-    """Where the labels are read for the pixel ``index``: the image and an index for each spatial axis, int64."""
+    """Where the labels are read for the pixel ``index``: the image and an index for each spatial axis, in its type."""
     position = ()
     rest = index
     for axis in tl.static_range(len(size) - 1, -1, -1):
         length = size[axis] >> _UNIT_BITS
         position = (nearest(rest % length, label_size[axis] >> _UNIT_BITS, scale[axis]),) + position
         rest = rest // length
-    return (rest.to(tl.int64),) + position
+    return (rest,) + position
 
 
 @triton.jit
 def read_at(values, position, strides, mask):
     """``values`` at a position of :func:`label_position`, 0 where masked."""
-    offset = position[0] * (strides[0] >> _UNIT_BITS)
+    offset = position[0].to(tl.int64) * (strides[0] >> _UNIT_BITS)
     for axis in tl.static_range(1, len(strides)):
-        offset += position[axis] * (strides[axis] >> _UNIT_BITS)
+        offset += position[axis].to(tl.int64) * (strides[axis] >> _UNIT_BITS)
     return tl.load(values + offset, mask=mask, other=0)
 
 

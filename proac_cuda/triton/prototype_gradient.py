@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from .backward import gradient_of_similarities, operands
-from .forward import similarities
+from .forward import similarities_of_blocks
 from .gradient_by_classes import normaliser_of_pixels
 from .pixels import kernel, read_pixels, tile_of_pixels
 from .vectors import EPS, dot, load_features
@@ -36,22 +36,12 @@ def prototype_gradient_kernel(
     for tile in range(chunk * tiles_per_chunk, tl.minimum((chunk + 1) * tiles_per_chunk, tiles)):
         image, pixel, index, inside = tile_of_pixels(tile, tiles_per_image, P, BM, INDEX)
         label, weight, _, _, _, _ = read_pixels(
-            index,
-            inside,
-            labels,
-            label_strides,
-            weights,
-            weight_strides,
-            size,
-            label_size,
-            scale,
-            ignore_index,
-            K,
+            index, inside, labels, label_strides, weights, weight_strides, size, label_size, scale, ignore_index, K,
             REAL,
-        )
-        s, inverse = similarities(
-            features, anchors, image, pixel, inside, k, strides, tau_inverse,
-            D, K_PAD, D_PAD, BD, REAL, PRECISION, INTERPRETED,
+        )  # fmt: skip
+        s, inverse = similarities_of_blocks(
+            features, anchors, image, pixel, inside, tl.program_id(1) * KB, strides, tau_inverse,
+            D, K_PAD, D_PAD, 1, KB, BD, REAL, PRECISION, INTERPRETED,
         )  # fmt: skip
         normaliser = inverse
         if PIXEL_ANCHOR:
@@ -60,8 +50,9 @@ def prototype_gradient_kernel(
                 K, D, K_PAD, D_PAD, KB, BD, False, REAL, PRECISION, INTERPRETED,
             )  # fmt: skip
         grad = gradient_of_similarities(
-            s, label, weight, normaliser, k, index, coefficients, thresholds, rng_state, K, K_PAD, PIXEL_ANCHOR
-        )
+            s[0], label, weights, weight, normaliser, k, index, coefficients, thresholds, rng_state, K, K_PAD,
+            PIXEL_ANCHOR,
+        )  # fmt: skip
         kept = (label >= 0)[None, :]  # 0 times the NaN of an ignored pixel would be NaN
         grad = tl.where(kept, grad * (inverse * tau_inverse)[None, :], 0.0)
         x = load_features(features, image, pixel, inside, d_own, strides, D)

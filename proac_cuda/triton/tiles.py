@@ -28,6 +28,7 @@ class Tiles(NamedTuple):
     DO: int = 0
     DG: int = 0
     KEPT: int = 0
+    BLOCKS: int = 1  #: of KB classes, of which a program of `class_statistics` deals with that many
     K_MULTIPLE: int = 32  #: to which classes are padded in memory; loads of blocks beyond that are masked
 
 
@@ -38,24 +39,34 @@ def _power_of_two(value: int, low: int, high: int) -> int:
 def forward_tiles(
     dtype: torch.dtype, channels: int, classes: int, architecture: str, more_options: bool = False
 ) -> Tiles:
-    """Of `class_statistics`: all classes in one block where that fits, so that the features are read once.
+    """Of `class_statistics`: all classes in one program up to 256, so that the features are read once.
 
     ``more_options``, here and below: weights, sampled sets, the twin or diagnostics, which take registers of their own.
     """
     channel_block = _power_of_two(channels, 16, 32)
     if dtype == torch.float64:
         return Tiles(_power_of_two(classes, 16, 32), 32, 16, 4, 2)
+    if classes > 128 and architecture != "interpreter":
+        return _many_classes(dtype, classes, architecture, more_options)
     kb = _power_of_two(classes, 16, 256)
     more_registers = more_options or architecture not in ("sm_80", "sm_86", "sm_89", "sm_90")
     warps = 8 if kb > 64 or (more_registers and dtype == torch.float32) else 4
-    pixel_block, multiple = 64, kb
-    if kb == 256:  # more pixels, and registers spill
-        pixel_block = 16 if more_registers else 32
-        if not more_options and dtype != torch.float32:  # a mask saves reading the padding, but takes registers
-            multiple = 32
     if architecture == "interpreter":
-        pixel_block, multiple = INTERPRETER_BM, min(kb, 32)
-    return Tiles(kb, pixel_block, channel_block, warps, 2, K_MULTIPLE=multiple)
+        return Tiles(kb, INTERPRETER_BM, channel_block, warps, 2, K_MULTIPLE=min(kb, 32))
+    return Tiles(kb, 64, channel_block, warps, 2, K_MULTIPLE=kb)
+
+
+def _many_classes(dtype: torch.dtype, classes: int, architecture: str, more_options: bool) -> Tiles:
+    """Of `class_statistics` for more than 128 classes, in blocks that take turns in registers after the products.
+
+    Each tile of pixels reads all prototypes, from the cache: the more pixels, the better, until registers spill.
+    """
+    sizes = {"num_warps": 8, "num_stages": 3 if architecture == "sm_100" else 2, "K_MULTIPLE": 32}
+    if dtype == torch.float32 or more_options:
+        return Tiles(128, 16 if more_options else 32, 16, BLOCKS=2, **sizes)
+    if architecture in ("sm_90", "sm_100") and classes <= 192:
+        return Tiles(64, 64, 32 if architecture == "sm_90" else 16, BLOCKS=3, **sizes)
+    return Tiles(128, 64 if architecture in ("sm_80", "sm_86", "sm_89") else 32, 16, BLOCKS=2, **sizes)
 
 
 def backward_tiles(
