@@ -48,6 +48,8 @@ def forward_tiles(
     kb = _power_of_two(classes, 16, 256)
     more_registers = more_options or architecture not in ("sm_80", "sm_86", "sm_89", "sm_90")
     warps = 8 if kb > 64 or (more_registers and dtype == torch.float32) else 4
+    if more_options and architecture == "sm_120":  # Triton 3.6 spills with 4
+        warps = 8
     pixel_block, multiple = 64, kb
     if kb == 256:  # more pixels, and registers spill
         pixel_block = 16 if more_registers else 32
