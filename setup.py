@@ -222,6 +222,7 @@ class NinjaBuild(build_ext):
         flags = [
             "-std=c++20 -O3 -fPIC -fvisibility=hidden -fno-math-errno -fno-trapping-math -Wall -Wextra",
             "-Wno-maybe-uninitialized -Wno-uninitialized -Wno-psabi",  # the first two are the fault of GCC's intrinsics
+            "-Wno-unknown-warning-option",  # Clang knows not all of them
             "-DTORCH_TARGET_VERSION=0x020a000000000000ULL -DTORCH_STABLE_ONLY",
             f"-isystem {_escape(torch / 'include')} -isystem {_escape(torch / 'include/torch/csrc/api/include')}",
             "-DPROAC_X86_KERNELS" if x86 else "",

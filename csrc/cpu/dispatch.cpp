@@ -19,6 +19,12 @@ namespace proac {
 namespace {
 
 #if defined(PROAC_X86_KERNELS)
+// Conversions of float16, which the __builtin_cpu_supports of Clang 14 has no name for.
+bool has_f16c() {
+  unsigned a, b, c, d;
+  return __get_cpuid(1, &a, &b, &c, &d) && (c >> 29 & 1);
+}
+
 // AMX for bfloat16, with AVX-512's conversions to it. Linux gives a process the registers, 8 KiB a thread, on request only.
 bool has_tile_unit() {
 #if defined(__linux__)
@@ -41,7 +47,7 @@ bool runs(const Kernels& kernels) {
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && runs(avx2::kernels);
   }
   if (&kernels == &avx2::kernels) {
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
   }
 #endif
   return &kernels == &baseline::kernels;

@@ -77,13 +77,13 @@ static void add_negatives(const StatisticsState<T>& state, const PixelTile<T>& t
       if (sampled) {
         const auto is_member = load(tile.level + i) <= rank[k];
         // Of the pixel's own class, S is excluded already, and its weight must not count either.
-        weight += is_member & (member != excluded) ? load(tile.weight + i) : Vec<T>{};
+        weight += (is_member & (member != excluded)) ? load(tile.weight + i) : Vec<T>{};
         member = is_member ? member : excluded;
       }
       const Vec<T> log_weight = load(tile.log_weight + i);
       if (hardest) {
         const Vec<T> candidate = log_weight > -kInfinity<T> ? member : excluded;
-        largest = (candidate <= largest) | (largest != largest) ? largest : candidate;  // a NaN stays
+        largest = ((candidate <= largest) | (largest != largest)) ? largest : candidate;  // a NaN stays
       }
       value[v] = member + log_weight;
       if (running) top = larger<T>(value[v], top);
@@ -103,7 +103,7 @@ static void add_negatives(const StatisticsState<T>& state, const PixelTile<T>& t
     store<T>(lane_sum + k * lanes, total + sum[0]);
     if (hardest) {
       const Vec<T> before = load(lane_hardest + k * lanes);
-      store<T>(lane_hardest + k * lanes, (largest <= before) | (before != before) ? before : largest);
+      store<T>(lane_hardest + k * lanes, ((largest <= before) | (before != before)) ? before : largest);
     }
     if (sampled) store<T>(lane_weight + k * lanes, load(lane_weight + k * lanes) + weight);
   }

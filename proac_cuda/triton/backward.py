@@ -54,7 +54,7 @@ def products_and_features(
 ):  # fmt: skip
     """<phat_k, x_i> of all classes, 1/|x|, and KEPT channels of the features, as a tuple of blocks (BD, BM)."""
     totals = ()
-    for _ in tl.static_range(tl.cdiv(K, KB)):
+    for _ in tl.static_range((K + KB - 1) // KB):
         totals = totals + (tl.full((KB, pixel.shape[0]), 0.0, REAL),)
     kept = ()
     squares = tl.full((BD, pixel.shape[0]), 0.0, REAL)

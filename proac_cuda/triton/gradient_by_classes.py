@@ -102,7 +102,7 @@ def gradient_by_classes_kernel(
     DTYPE: tl.constexpr = features.dtype.element_ty
     RESIDENT: tl.constexpr = D <= DO
     BLOCKS: tl.constexpr = DO // BD
-    SHARES: tl.constexpr = tl.cdiv(D, DO)
+    SHARES: tl.constexpr = (D + DO - 1) // DO
     tile = tl.program_id(0) // SHARES
     d_first = tl.program_id(0) % SHARES * DO
     image, pixel, index, inside = tile_of_pixels(tile, tiles_per_image, P, BM, INDEX)

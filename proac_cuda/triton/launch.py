@@ -136,7 +136,7 @@ def select_negatives(
                     selection.count_digits_kernel, (total, 1 if number == 0 else triton.cdiv(num_classes, classes)),
                     rng_state=rng_state, thresholds=thresholds, histogram=histogram,
                     P=pixels.per_image, tiles_per_image=per_image, **arguments, **digit,
-                    REAL=real, KB=classes, BM=block, INDEX=pixels.index_type(labels),
+                    REAL=real, KB=classes, BM=block, INDEX=pixels.index_type(labels), num_warps=8,
                 )  # fmt: skip
             run(
                 selection.pick_digit_kernel, (num_classes,),

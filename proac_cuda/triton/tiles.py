@@ -51,6 +51,8 @@ def forward_tiles(
     kb = _power_of_two(classes, 16, 256)
     more_registers = more_options or architecture not in ("sm_80", "sm_86", "sm_89", "sm_90")
     warps = 8 if kb > 64 or (more_registers and dtype == torch.float32) else 4
+    if more_options and architecture == "sm_120":  # Triton 3.6 spills with 4
+        warps = 8
     if architecture == "interpreter":
         return Tiles(kb, INTERPRETER_BM, channel_block, warps, 2, K_MULTIPLE=min(kb, 32))
     return Tiles(kb, 64, channel_block, warps, 2, K_MULTIPLE=kb)

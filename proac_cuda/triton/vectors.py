@@ -93,7 +93,7 @@ def load_anchors(
     AGAIN: for a second product. Were both loads alike, Triton would make them one and hold all of phat in registers between.
     """
     pointers = anchors + (PART * K_PAD + k[:, None]) * D_PAD + d[None, :]
-    if tl.cdiv(K_PAD, k.shape[0]) * k.shape[0] != K_PAD:
+    if K_PAD // k.shape[0] * k.shape[0] != K_PAD:
         return tl.load(pointers, mask=(k < K_PAD)[:, None], other=0.0)
     elif AGAIN:
         return tl.load(pointers, cache_modifier=".ca")

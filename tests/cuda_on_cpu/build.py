@@ -28,7 +28,7 @@ SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "
 
 
 def build(*defines: str, sanitize: bool = False) -> Path:
-    """The module's path; compiled anew only where a source, a header or a flag changed."""
+    """The module's path; compiled anew only where a source, a header, a flag or Python changed."""
     import pybind11
 
     flags = [*FLAGS, *(["-O1", "-g", *SANITIZE] if sanitize else ["-O2"]), *defines]
@@ -36,7 +36,8 @@ def build(*defines: str, sanitize: bool = False) -> Path:
         f"-I{path}" for path in (HERE / "include", KERNELS, pybind11.get_include(), sysconfig.get_path("include"))
     ]
     headers = sorted([*KERNELS.glob("*.cuh"), *KERNELS.glob("*.h"), *(HERE / "include").glob("*.h")])
-    common = hashlib.sha256("".join(flags).encode() + b"".join(h.read_bytes() for h in headers))
+    settings = "".join([*flags, sys.version, pybind11.__version__])
+    common = hashlib.sha256(settings.encode() + b"".join(h.read_bytes() for h in headers))
     cache = Path(os.environ.get("PROAC_TEST_CACHE", Path(tempfile.gettempdir()) / "proac_cuda_on_cpu"))
     cache.mkdir(parents=True, exist_ok=True)
     objects, commands = [], []
