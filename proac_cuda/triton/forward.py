@@ -129,6 +129,7 @@ def class_statistics_kernel(
     # All weights 1, and all pixels of other classes taken: these are counted, and a difference of counts is exact.
     COUNTED: tl.constexpr = weights is None and thresholds is None
     tau_inverse = tl.full((), inverse_temperature, REAL)
+    zero, one = tl.full((), 0.0, REAL), tl.full((), 1.0, REAL)
     zeros = times(tl.full((KB,), 0.0, REAL), BLOCKS)
     none = times(tl.full((KB,), float("-inf"), REAL), BLOCKS)
     maximum, exp_sum, hardest = none, zeros, none
@@ -168,9 +169,9 @@ def class_statistics_kernel(
         tl.store(positive + index, tl.sum(own_s, 0), mask=inside & ours)
 
         count = tl.sum(weight, 0)
-        log_weight = weight
+        factor, log_weight = one, one  # without weights: a number, which takes no register
         if weights is not None:
-            log_weight = tl.log(weight)
+            factor, log_weight = weight[None, :], tl.log(weight)[None, :]
         maxima, exp_sums, hardests = (), (), ()
         weight_sums, negative_weights, positive_sums, pixel_loss_sums = (), (), (), ()
         for block in tl.static_range(BLOCKS):
@@ -178,16 +179,16 @@ def class_statistics_kernel(
             own, negative = members(label, k, index, thresholds, rng_state, K)
             terms = s[block]
             if weights is not None:
-                terms += log_weight[None, :]
+                terms += log_weight
             terms = tl.where(negative, terms, float("-inf"))
             top, total = add_to_log_sum(maximum[block], exp_sum[block], terms, 1)
             maxima, exp_sums = maxima + (top,), exp_sums + (total,)
-            summands = (tl.where(own, weight[None, :], 0.0), tl.where(own, weight[None, :] * s[block], 0.0))
+            summands = (tl.where(own, factor, zero), tl.where(own, factor * s[block], 0.0))
             if COUNTED:
                 sums = sums_over_pixels(summands, INTERPRETED)
                 rest = count - sums[0]
             else:
-                sums = sums_over_pixels(summands + (tl.where(negative, weight[None, :], 0.0),), INTERPRETED)
+                sums = sums_over_pixels(summands + (tl.where(negative, factor, zero),), INTERPRETED)
                 rest = sums[2]
             weight_sums = weight_sums + (weight_sum[block] + sums[0],)
             positive_sums = positive_sums + (positive_sum[block] + sums[1],)
@@ -196,7 +197,7 @@ def class_statistics_kernel(
                 top = tl.max(tl.where(negative, s[block], float("-inf")), 1)
                 hardests = hardests + (tl.maximum(hardest[block], top),)
             if PIXEL_ANCHOR:
-                excess = weight[None, :] * (normaliser[None, :] - s[block])
+                excess = factor * (normaliser[None, :] - s[block])
                 total = tl.sum(tl.where(own, excess, 0.0), 1)
                 pixel_loss_sums = pixel_loss_sums + (pixel_loss_sum[block] + total,)
         maximum, exp_sum, weight_sum = maxima, exp_sums, weight_sums

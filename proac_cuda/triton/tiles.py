@@ -63,12 +63,14 @@ def _many_classes(dtype: torch.dtype, classes: int, architecture: str, more_opti
 
     Each tile of pixels reads all prototypes, from the cache: the more pixels, the better, until registers spill.
     """
+    ampere = architecture in ("sm_80", "sm_86", "sm_89")
     sizes = {"num_warps": 8, "num_stages": 3 if architecture == "sm_100" else 2, "K_MULTIPLE": 32}
-    if dtype == torch.float32 or more_options:
-        return Tiles(128, 16 if more_options else 32, 16, BLOCKS=2, **sizes)
-    if architecture in ("sm_90", "sm_100") and classes <= 192:
+    if dtype == torch.float32:
+        return Tiles(128, 32 if ampere or not more_options else 16, 16, BLOCKS=2, **sizes)
+    if classes <= 192 and architecture in ("sm_90", "sm_100") and not more_options:
         return Tiles(64, 64, 32 if architecture == "sm_90" else 16, BLOCKS=3, **sizes)
-    return Tiles(128, 64 if architecture in ("sm_80", "sm_86", "sm_89") else 32, 16, BLOCKS=2, **sizes)
+    pixel_block = 64 if ampere or architecture == "sm_90" else 32
+    return Tiles(128, pixel_block // 2 if more_options else pixel_block, 16, BLOCKS=2, **sizes)
 
 
 def backward_tiles(
