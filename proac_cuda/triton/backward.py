@@ -77,24 +77,17 @@ def products_and_features(
 
 @triton.jit
 def gradient_of_similarities(
-    s, label, weights, weight, normaliser, k, index, coefficients, thresholds, rng_state,
+    s, label, weight, normaliser, k, index, coefficients, thresholds, rng_state,
     K: tl.constexpr, K_PAD: tl.constexpr, PIXEL_ANCHOR: tl.constexpr,
 ):  # fmt: skip
-    """(8), (9), (10): dL/dS_ki, (KB, BM); exactly 0 outside V. One exponential serves (8) and (9).
-
-    Where ``weights`` is None, ``weight`` is 1 in V and costs nothing.
-    """
+    """(8), (9), (10): dL/dS_ki, (KB, BM); exactly 0 outside V. One exponential serves (8) and (9)."""
     own, negative = members(label, k, index, thresholds, rng_state, K)
     positive_scale = tl.load(coefficients + POSITIVE_SCALE * K_PAD + k)[:, None]
     negative_scale = tl.load(coefficients + NEGATIVE_SCALE * K_PAD + k)[:, None]
     log_z = tl.load(coefficients + LOG_Z * K_PAD + k)[:, None]
     contrast = tl.load(coefficients + CONTRAST * K_PAD + k)[:, None]
-    if weights is None:
-        e = tl.exp(s - tl.where(own, contrast, log_z))
-        grad_own = -positive_scale / (1.0 + e)
-    else:
-        e = tl.exp(tl.where(own, s - contrast, s + tl.log(weight)[None, :] - log_z))
-        grad_own = -positive_scale * weight[None, :] / (1.0 + e)
+    e = tl.exp(tl.where(own, s - contrast, s + tl.log(weight)[None, :] - log_z))
+    grad_own = -positive_scale * weight[None, :] / (1.0 + e)
     grad = tl.where(own, grad_own, tl.where(negative, negative_scale * e, 0.0))
     if PIXEL_ANCHOR:
         scale = tl.load(coefficients + PIXEL_SCALE * K_PAD) * weight
@@ -211,8 +204,7 @@ def feature_gradient_kernel(
         k = block * KB + tl.arange(0, KB)
         s = totals[block] * factor
         grad = gradient_of_similarities(
-            s, label, weights, weight, normaliser, k, index, coefficients, thresholds, rng_state, K, K_PAD,
-            PIXEL_ANCHOR,
+            s, label, weight, normaliser, k, index, coefficients, thresholds, rng_state, K, K_PAD, PIXEL_ANCHOR,
         )  # fmt: skip
         along += tl.sum(grad * s, 0)
         grads = grads + (operands(grad * tau_inverse, 0, DTYPE, INTERPRETED),)

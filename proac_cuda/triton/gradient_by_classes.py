@@ -132,8 +132,7 @@ def gradient_by_classes_kernel(
             )  # fmt: skip
             s = total * (inverse * tau_inverse)[None, :]
             grad = gradient_of_similarities(
-                s, label, weights, weight, normaliser, k, index, coefficients, thresholds, rng_state, K, K_PAD,
-                PIXEL_ANCHOR,
+                s, label, weight, normaliser, k, index, coefficients, thresholds, rng_state, K, K_PAD, PIXEL_ANCHOR,
             )  # fmt: skip
             along += tl.sum(grad * s, 0)
             grad_operands = operands(grad * tau_inverse, 0, DTYPE, INTERPRETED)

@@ -50,8 +50,7 @@ def prototype_gradient_kernel(
                 K, D, K_PAD, D_PAD, KB, BD, False, REAL, PRECISION, INTERPRETED,
             )  # fmt: skip
         grad = gradient_of_similarities(
-            s[0], label, weights, weight, normaliser, k, index, coefficients, thresholds, rng_state, K, K_PAD,
-            PIXEL_ANCHOR,
+            s[0], label, weight, normaliser, k, index, coefficients, thresholds, rng_state, K, K_PAD, PIXEL_ANCHOR,
         )  # fmt: skip
         kept = (label >= 0)[None, :]  # 0 times the NaN of an ignored pixel would be NaN
         grad = tl.where(kept, grad * (inverse * tau_inverse)[None, :], 0.0)

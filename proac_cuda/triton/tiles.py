@@ -14,6 +14,7 @@ import torch
 
 MAX_CHUNKS = 512  #: programs that share the pixels of a sum over classes
 MAX_PROTOTYPE_CHUNKS = 64  #: the same for the prototypes' gradient, of which each chunk keeps K x D numbers
+AMPERE = "sm_80", "sm_86", "sm_89"  #: and Ada
 INTERPRETER_BM = 256  #: the interpreter's time goes by the number of operations, hardly by their size
 
 
@@ -46,31 +47,35 @@ def forward_tiles(
     channel_block = _power_of_two(channels, 16, 32)
     if dtype == torch.float64:
         return Tiles(_power_of_two(classes, 16, 32), 32, 16, 4, 2)
-    if classes > 128 and architecture != "interpreter":
+    if architecture == "interpreter":
+        return Tiles(_power_of_two(classes, 16, 256), INTERPRETER_BM, channel_block, 4, 2)
+    if classes > 32:
         return _many_classes(dtype, classes, architecture, more_options)
-    kb = _power_of_two(classes, 16, 256)
-    more_registers = more_options or architecture not in ("sm_80", "sm_86", "sm_89", "sm_90")
-    warps = 8 if kb > 64 or (more_registers and dtype == torch.float32) else 4
+    warps = 4
     if more_options and architecture == "sm_120":  # Triton 3.6 spills with 4
         warps = 8
-    if architecture == "interpreter":
-        return Tiles(kb, INTERPRETER_BM, channel_block, warps, 2, K_MULTIPLE=min(kb, 32))
-    return Tiles(kb, 64, channel_block, warps, 2, K_MULTIPLE=kb)
+    if dtype == torch.float32 and (more_options or architecture not in (*AMPERE, "sm_90")):
+        warps = 8
+    return Tiles(_power_of_two(classes, 16, 32), 64, channel_block, warps, 2)
 
 
 def _many_classes(dtype: torch.dtype, classes: int, architecture: str, more_options: bool) -> Tiles:
-    """Of `class_statistics` for more than 128 classes, in blocks that take turns in registers after the products.
+    """Of `class_statistics` for more than 32 classes; beyond 128 in blocks that take turns in registers after the products.
 
     Each tile of pixels reads all prototypes, from the cache: the more pixels, the better, until registers spill.
     """
-    ampere = architecture in ("sm_80", "sm_86", "sm_89")
-    sizes = {"num_warps": 8, "num_stages": 3 if architecture == "sm_100" else 2, "K_MULTIPLE": 32}
+    stages = 3 if architecture == "sm_100" else 2
+    if classes <= 128:
+        return Tiles(_power_of_two(classes, 64, 128), 32 if more_options else 64, 16, 8, 2)
+    if more_options:
+        return Tiles(128, 32 if architecture in AMPERE and dtype != torch.float32 else 16, 16, 8, stages, BLOCKS=2)
     if dtype == torch.float32:
-        return Tiles(128, 32 if ampere or not more_options else 16, 16, BLOCKS=2, **sizes)
-    if classes <= 192 and architecture in ("sm_90", "sm_100") and not more_options:
-        return Tiles(64, 64, 32 if architecture == "sm_90" else 16, BLOCKS=3, **sizes)
-    pixel_block = 64 if ampere or architecture == "sm_90" else 32
-    return Tiles(128, pixel_block // 2 if more_options else pixel_block, 16, BLOCKS=2, **sizes)
+        return Tiles(128, 32, 16, 8, stages, BLOCKS=2)
+    if classes <= 192 and architecture == "sm_90":
+        return Tiles(64, 64, 32, 8, stages, BLOCKS=3, K_MULTIPLE=64)
+    if classes <= 192 and architecture == "sm_100":
+        return Tiles(64, 64, 16, 8, stages, BLOCKS=3)
+    return Tiles(128, 64 if architecture in (*AMPERE, "sm_90") else 32, 16, 8, stages, BLOCKS=2)
 
 
 def backward_tiles(
@@ -117,5 +122,6 @@ def prototype_tiles(
         return Tiles(16, 16, 16, 4, 1, DO=_power_of_two(channels, 16, 64))
     if more_options or dtype == torch.float16:
         kb = 16
+    channel_block = 16 if dtype == torch.float16 else _power_of_two(channels, 16, 32)
     widest = 128 if dtype == torch.bfloat16 and not more_options else 64  # more, and registers spill
-    return Tiles(kb, 32, _power_of_two(channels, 16, 32), 4, 1, DO=_power_of_two(channels, 16, widest))
+    return Tiles(kb, 32, channel_block, 4, 1, DO=_power_of_two(channels, 16, widest))
