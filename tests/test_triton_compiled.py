@@ -129,6 +129,7 @@ def test_ptx_gives_right_results_and_touches_each_sector_once(dtype, layout, cla
     floor = features.numel() * features.element_size() / 32
     traffic = {name: arrays for name, _, arrays in simulator.counters}
     assert floor <= traffic["class_statistics_kernel"]["features"]["read_sectors"] <= 1.10 * floor
+    assert traffic["class_statistics_kernel"]["anchors"]["read_sectors"] <= 5 * floor, "prototypes, from the cache"
     (grad,) = (traffic[name] for name in ("feature_gradient_kernel", "gradient_by_classes_kernel") if name in traffic)
     assert floor <= grad["features"]["read_sectors"] <= 1.10 * floor
     assert floor <= grad["grad_features"]["write_sectors"] <= 1.10 * floor

@@ -2,7 +2,7 @@
 
 Nothing here looks at the contents of a tensor, so nothing waits for the GPU and every call can be captured in a CUDA graph.
 Launches, without sampling: forward 6 (prepare, statistics, merge, positive sums, merge, reduce), 7 where the twin meets
-more classes than fit into one block; backward 2, and 2 more where the prototypes need a gradient. The last of these four
+more classes than one program deals with; backward 2, and 2 more where the prototypes need a gradient. The last of these four
 adds chunks up, K programs side by side; to save it, one program would have to read all C K D numbers at the end.
 
 Sums over pixels come in at most MAX_CHUNKS chunks for K-vectors: that many programs share the features, and 64 would leave
