@@ -18,11 +18,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .forward import add_to_log_sum
+from .forward import add_products_of_blocks, add_to_log_sum, times
 from .pixels import kernel, members, read_pixels, tile_of_pixels
 from .prepare import CONTRAST, LOG_Z, NEGATIVE_SCALE, PIXEL_SCALE, POSITIVE_SCALE
 from .vectors import (
-    add_products,
     add_squares,
     dot,
     load_anchors,
@@ -34,42 +33,27 @@ from .vectors import (
 
 
 @triton.jit
-def add_products_of_blocks(
-    totals, anchors, x, d, K_PAD: tl.constexpr, D_PAD: tl.constexpr, KB: tl.constexpr,
-    PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
-):  # fmt: skip
-    """A tuple of <phat_k, x>, one (KB, BM) for each block of classes, and what the channels d of x (BD, BM) add to it."""
-    grown = ()
-    for block in tl.static_range(len(totals)):
-        k = block * KB + tl.arange(0, KB)
-        grown = grown + (add_products(totals[block], anchors, x, k, d, K_PAD, D_PAD, PRECISION, INTERPRETED),)
-    return grown
-
-
-@triton.jit
 def products_and_features(
     features, anchors, image, pixel, inside, strides,
     K: tl.constexpr, D: tl.constexpr, K_PAD: tl.constexpr, D_PAD: tl.constexpr, KB: tl.constexpr, BD: tl.constexpr,
     KEPT: tl.constexpr, REAL: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """<phat_k, x_i> of all classes, 1/|x|, and KEPT channels of the features, as a tuple of blocks (BD, BM)."""
-    totals = ()
-    for _ in tl.static_range((K + KB - 1) // KB):
-        totals = totals + (tl.full((KB, pixel.shape[0]), 0.0, REAL),)
+    totals = times(tl.full((KB, pixel.shape[0]), 0.0, REAL), (K + KB - 1) // KB)
     kept = ()
     squares = tl.full((BD, pixel.shape[0]), 0.0, REAL)
     far_squares = squares
     for part in tl.static_range(KEPT // BD):
         d = part * BD + tl.arange(0, BD)
         x = load_features(features, image, pixel, inside, d, strides, D)
-        totals = add_products_of_blocks(totals, anchors, x, d, K_PAD, D_PAD, KB, PRECISION, INTERPRETED)
+        totals = add_products_of_blocks(totals, anchors, x, 0, d, K_PAD, D_PAD, KB, PRECISION, INTERPRETED)
         squares, far_squares = add_squares(squares, far_squares, x.to(REAL))
         kept = kept + (x,)
     if KEPT < D:
         for d0 in range(KEPT, D, BD):
             d = d0 + tl.arange(0, BD)
             x = load_features(features, image, pixel, inside, d, strides, D)
-            totals = add_products_of_blocks(totals, anchors, x, d, K_PAD, D_PAD, KB, PRECISION, INTERPRETED)
+            totals = add_products_of_blocks(totals, anchors, x, 0, d, K_PAD, D_PAD, KB, PRECISION, INTERPRETED)
             squares, far_squares = add_squares(squares, far_squares, x.to(REAL))
     _, inverse = norm_and_inverse(tl.sum(squares, 0), tl.sum(far_squares, 0))
     return totals, inverse, kept

@@ -39,6 +39,20 @@ def times(value, COUNT: tl.constexpr):
 
 
 @triton.jit
+def add_products_of_blocks(
+    totals, anchors, x, first, d, K_PAD: tl.constexpr, D_PAD: tl.constexpr, KB: tl.constexpr,
+    PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    """A tuple of <phat_k, x>, one (KB, BM) for each block of classes from ``first`` on, and what the channels d of x (BD, BM)
+    add to it."""
+    grown = ()
+    for block in tl.static_range(len(totals)):
+        k = first + block * KB + tl.arange(0, KB)
+        grown = grown + (add_products(totals[block], anchors, x, k, d, K_PAD, D_PAD, PRECISION, INTERPRETED),)
+    return grown
+
+
+@triton.jit
 def similarities_of_blocks(
     features, anchors, image, pixel, inside, first, strides, inverse_temperature,
     D: tl.constexpr, K_PAD: tl.constexpr, D_PAD: tl.constexpr, BLOCKS: tl.constexpr, KB: tl.constexpr, BD: tl.constexpr,
@@ -51,11 +65,7 @@ def similarities_of_blocks(
     for d0 in range(0, D, BD):
         d = d0 + tl.arange(0, BD)
         x = load_features(features, image, pixel, inside, d, strides, D)
-        grown = ()
-        for block in tl.static_range(BLOCKS):
-            k = first + block * KB + tl.arange(0, KB)
-            grown = grown + (add_products(totals[block], anchors, x, k, d, K_PAD, D_PAD, PRECISION, INTERPRETED),)
-        totals = grown
+        totals = add_products_of_blocks(totals, anchors, x, first, d, K_PAD, D_PAD, KB, PRECISION, INTERPRETED)
         squares, far_squares = add_squares(squares, far_squares, x.to(REAL))
     _, inverse = norm_and_inverse(tl.sum(squares, 0), tl.sum(far_squares, 0))
     s = ()
