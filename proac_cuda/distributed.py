@@ -22,6 +22,16 @@ _KEY_END = 2**32  #: beyond every key
 _INDEX_END = 2**62  #: beyond every pixel index
 
 
+def group_name(group: Any) -> str | None:
+    """The name under which PyTorch knows a group; None without one."""
+    return None if group is None else str(group.group_name)
+
+
+def named_group(name: str | None) -> Any:
+    """The group of that name in this process; None without a name."""
+    return None if name is None else dist.distributed_c10d._resolve_process_group(name)
+
+
 def world_size(group: Any) -> int:
     """Ranks of the group; 1 without one."""
     return 1 if group is None else dist.get_world_size(group)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 
-from .autograd import Options, ProACFunction, ProACStats, make_stats
-from .backends import choose_backend
+from .autograd import Options, ProACStats, call_loss, make_stats
+from .backends import choose_backend, stage_ops
+from .distributed import group_name
 from .reference import compute_dtype
 from .stages import REDUCTIONS
-from .validation import check_ignore_index, check_options, check_tensors, has_values, raise_for_values, warn_once
+from .validation import check_ignore_index, check_options, check_tensors, plain_tensors, warn_once
 
 
 @overload
@@ -150,19 +150,16 @@ def proac_loss(
         reduction,
         process_group,
     )
+    features, labels, prototypes, pixel_weight, class_weight = plain_tensors(
+        features, labels, prototypes, pixel_weight, class_weight
+    )
     check_tensors(features, labels, prototypes, pixel_weight, class_weight, seed)
     check_ignore_index(ignore_index, prototypes.shape[0])
     chosen = choose_backend(backend, features.device)
 
     dtype = compute_dtype(features)
     features, labels, pixel_weight = _with_channel_axis_second(features, labels, pixel_weight)
-    if pixel_weight is not None:
-        pixel_weight = pixel_weight.to(dtype)
-    if class_weight is not None:
-        class_weight = class_weight.to(dtype).contiguous()
-    looks_at_values = features.device.type != "cuda" or os.environ.get("PROAC_CHECKS") == "1"
     options = Options(
-        backend=chosen.name,
         temperature=float(temperature),
         ignore_index=ignore_index,
         num_negatives=num_negatives,
@@ -170,24 +167,20 @@ def proac_loss(
         pixel_anchor_weight=float(pixel_anchor_weight),
         reduction=REDUCTIONS[reduction],
         hardest_negative=return_stats,
-        check_values=looks_at_values and torch.compiler.is_compiling(),
-        process_group=process_group,
+        compiled=torch.compiler.is_compiling(),
+        group=group_name(process_group),
     )
-    loss: Tensor
-    loss, statistics, sums, diagnostics = ProACFunction.apply(
+    outputs = call_loss(
+        stage_ops(chosen),
         _readable_in_place(features),
         prototypes.to(dtype).contiguous(),
         labels,
-        pixel_weight,
-        class_weight,
+        None if pixel_weight is None else pixel_weight.to(dtype),
+        None if class_weight is None else class_weight.to(dtype).contiguous(),
         None if num_negatives is None else _rng_state(seed, features.device),
-        options,
+        *options,
     )
-    if looks_at_values and not torch.compiler.is_compiling() and has_values(diagnostics):
-        raise_for_values(diagnostics, class_weight, dtype)
-    if not return_stats:
-        return loss
-    return loss, make_stats(statistics, sums, diagnostics, options.temperature, options.negative_mean)
+    return (outputs.loss, make_stats(outputs, options)) if return_stats else outputs.loss
 
 
 def _with_channel_axis_second(
