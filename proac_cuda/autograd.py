@@ -8,6 +8,7 @@ wherever the op is called, so that no tool can flatten it away.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -42,9 +43,7 @@ class Outputs(NamedTuple):
     statistics: Tensor  #: (6, K), see :mod:`proac_cuda.stages`
     sums: Tensor  #: (2, K)
     diagnostics: Tensor  #: int64 (4,), see :func:`proac_cuda.pixels.first_values`
-    thresholds: (
-        Tensor | None
-    )  #: int64 (K, 2), the last member of each sampled set; without sampling None, or (0,)
+    thresholds: Tensor | None  #: int64 (K, 2), the last member of each sampled set; without sampling None, or (0,)
     rng_state: Tensor | None  #: int64 (2,), as shared by the ranks of the group; likewise
 
 
@@ -93,6 +92,7 @@ def run_stages(
     return Outputs(loss, statistics, sums, diagnostics, thresholds, rng_state)
 
 
+@torch._disable_dynamo  # which would trace it where a graph breaks around the op
 def run_op(ops: Any, *arguments: Any) -> tuple[Tensor, ...]:
     """The kernel of the op ``loss``: an op returns tensors alone, and no argument of its own."""
     outputs = run_stages(ops, *arguments)
@@ -102,12 +102,17 @@ def run_op(ops: Any, *arguments: Any) -> tuple[Tensor, ...]:
     return (*outputs[:5], outputs.rng_state.clone())
 
 
+def _grad_mode_of_next_level() -> AbstractContextManager[Any]:
+    """Within forward, where gradients are off: on again for the next level of torch.func, which turns off what is off there."""
+    return torch.enable_grad() if torch._C._are_functorch_transforms_active() else nullcontext()
+
+
 class ProACFunction(_SingleLevelFunction):
     """The derivative of the op ``loss``. Of one level: torch.func reaches it through the dispatcher, level by level."""
 
     @staticmethod
     def forward(ctx: Any, ops: Any, stages_only: bool, *arguments: Any) -> Outputs:
-        with torch._C._AutoDispatchBelowAutograd():
+        with torch._C._AutoDispatchBelowAutograd(), _grad_mode_of_next_level():
             outputs = run_stages(ops, *arguments) if stages_only else Outputs(*ops.loss(*arguments))
         features, prototypes, labels, pixel_weight, class_weight, _, *values = arguments
         ctx.save_for_backward(
@@ -173,7 +178,7 @@ class _FirstDerivativeOnly(_SingleLevelFunction):
 
     @staticmethod
     def forward(ctx: Any, ops: Any, *arguments: Any) -> Any:
-        with torch._C._AutoDispatchBelowAutograd():
+        with torch._C._AutoDispatchBelowAutograd(), _grad_mode_of_next_level():
             return ops.loss_gradients(*arguments)
 
     @staticmethod
