@@ -32,6 +32,7 @@ class Options(NamedTuple):
     pixel_anchor_weight: float
     reduction: int
     hardest_negative: bool  #: look for it, for the statistics that the caller asked for
+    nearest_exact: bool  #: which of the two rules labels and weights are read by
     compiled: bool  #: bad values raise RuntimeError, not ValueError
     group: str | None  #: name of the process group whose ranks' pixels make up the loss; None for this process alone
 
@@ -63,7 +64,7 @@ def run_stages(
     thresholds = None
     if rng_state is not None and options.num_negatives is not None:
         pixels = features, labels, pixel_weight
-        sampling = options.num_negatives, prototypes.shape[0], options.ignore_index
+        sampling = options.num_negatives, prototypes.shape[0], options.ignore_index, options.nearest_exact
         if group is None:
             thresholds = ops.select_negatives(*pixels, rng_state, *sampling)
         else:
@@ -81,9 +82,11 @@ def run_stages(
         options.ignore_index,
         options.pixel_anchor_weight > 0,
         options.hardest_negative,
+        options.nearest_exact,
     )
     statistics = distributed.merge(statistics, stages.merge_statistics, group)
-    sums = ops.positive_sums(positive, labels, pixel_weight, statistics, options.ignore_index, options.negative_mean)
+    rules = options.ignore_index, options.negative_mean, options.nearest_exact
+    sums = ops.positive_sums(positive, labels, pixel_weight, statistics, *rules)
     sums = distributed.merge(sums, stages.merge_positive_sums, group)
     loss = ops.reduce_loss(statistics, sums, class_weight, options.pixel_anchor_weight, options.reduction)
     if has_values(diagnostics) and looks_at_values(features.device):
@@ -151,6 +154,7 @@ class ProACFunction(_SingleLevelFunction):
             options.reduction,
             features_need_grad,
             prototypes_need_grad,
+            options.nearest_exact,
         )
         if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():  # create_graph=True
             grad_features, grad_prototypes = ctx.ops.loss_gradients(*arguments)

@@ -28,6 +28,7 @@ from .stages import REDUCTIONS
 FEATURE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 LABEL_DTYPES = (torch.uint8, torch.int16, torch.int32, torch.int64)
 NEGATIVE_REDUCTIONS = ("sum", "mean")
+LABEL_SAMPLINGS = ("nearest", "nearest-exact")
 
 _FLAGS = (
     {"": None} | dict.fromkeys(("1", "true", "yes", "on"), True) | dict.fromkeys(("0", "false", "no", "off"), False)
@@ -193,6 +194,7 @@ def check_options(
     seed: Any,
     reduction: Any,
     process_group: Any,
+    label_sampling: Any,
 ) -> tuple[int, int | None, int | Tensor | None]:
     """The options which do not depend on the tensors of a call; the module checks them when it is made.
 
@@ -207,6 +209,8 @@ def check_options(
         raise ValueError(f'negative_reduction: expected "sum" or "mean", got {negative_reduction!r}')
     if reduction not in REDUCTIONS:
         raise ValueError(f'reduction: expected "mean", "sum" or "none", got {reduction!r}')
+    if label_sampling not in LABEL_SAMPLINGS:
+        raise ValueError(f'label_sampling: expected "nearest" or "nearest-exact", got {label_sampling!r}')
     if reduction == "none" and pixel_anchor_weight > 0:
         raise ValueError(
             f'pixel_anchor_weight: got {pixel_anchor_weight} with reduction="none", but the pixel-anchored term is one '
