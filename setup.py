@@ -108,10 +108,44 @@ def find_ninja() -> list[str]:
     )
 
 
+def stop(name: str, expected: str) -> SystemExit:
+    """The error for an environment variable that cannot be read."""
+    return SystemExit(
+        f"proac_cuda: the environment variable {name} is {os.environ[name]!r}, expected {expected}, or unset it."
+    )
+
+
+def flag(name: str) -> bool:
+    """Whether an environment variable is set to yes."""
+    value = os.environ.get(name, "").strip().lower()
+    if value in ("1", "true", "yes", "on"):
+        return True
+    if value in ("", "0", "false", "no", "off"):
+        return False
+    raise stop(name, "1 or 0")
+
+
+def architectures_asked_for(known: tuple[int, ...]) -> tuple[int, ...]:
+    """PROAC_CUDA_ARCHITECTURES, such as 80,90 or 8.0;9.0, each one that the kernels and nvcc know; the usual ones if unset."""
+    name = "PROAC_CUDA_ARCHITECTURES"
+    asked = [word for word in re.split(r"[,;\s]+", os.environ.get(name, "")) if word]
+    if not asked:
+        return tuple(a for a in CUDA_ARCHITECTURES if a in known)
+    expected = f"compute capabilities such as 80,90 or 8.0;9.0, from {', '.join(str(a) for a in known if a >= 80)}"
+    if not all(re.fullmatch(r"\d+\.\d|\d{2,3}", word) for word in asked):
+        raise stop(name, expected + ", without letters")
+    architectures = tuple(dict.fromkeys(int(word.replace(".", "")) for word in asked))
+    if not all(a >= min(CUDA_ARCHITECTURES) and a in known for a in architectures):
+        raise stop(name, f"{expected}: the kernels need 80, and nvcc must know it")
+    return architectures
+
+
 def max_jobs() -> int:
     """Compiler processes that fit in memory."""
     if os.environ.get("MAX_JOBS"):
-        return max(1, int(os.environ["MAX_JOBS"]))
+        if not re.fullmatch(r"0*[1-9]\d*", os.environ["MAX_JOBS"].strip()):
+            raise stop("MAX_JOBS", "a number of compiler processes, 1 or more")
+        return int(os.environ["MAX_JOBS"])
     jobs = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     meminfo = Path("/proc/meminfo")
     if meminfo.is_file():
@@ -144,7 +178,7 @@ class Cuda(NamedTuple):
 
 def find_cuda(torch: Path) -> Cuda | str:
     """The toolkit for the CUDA of that PyTorch, or why the CUDA kernels are not built."""
-    if os.environ.get("PROAC_NO_CUDA") == "1":
+    if flag("PROAC_NO_CUDA"):
         return "PROAC_NO_CUDA=1"
     wanted = re.search(r"^cuda[^=]*= '(\d+)\.", (torch / "version.py").read_text(), re.MULTILINE)
     if not wanted:
@@ -167,17 +201,9 @@ def find_cuda(torch: Path) -> Cuda | str:
     libraries = next((root / name for name in ("lib64", "lib") if (root / name / "libcudart_static.a").is_file()), root)
     if not (libraries / "libcudart_static.a").is_file():
         return f"no libcudart_static.a below {root}"
-    known = {
-        int(a)
-        for a in re.findall(
-            r"compute_(\d+)", subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True).stdout
-        )
-    }
-    asked = os.environ.get("PROAC_CUDA_ARCHITECTURES")
-    architectures = (
-        tuple(int(a) for a in asked.split(",")) if asked else tuple(a for a in CUDA_ARCHITECTURES if a in known)
-    )
-    return Cuda(nvcc, include, libraries, architectures)
+    listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True).stdout
+    known = tuple(int(a) for a in re.findall(r"compute_(\d+)", listed))
+    return Cuda(nvcc, include, libraries, architectures_asked_for(known))
 
 
 def cuda_sources() -> list[str]:
@@ -218,7 +244,7 @@ class NinjaBuild(build_ext):
         """The build: one compile edge for each source, one link edge."""
         x86 = platform.machine().lower() in ("x86_64", "amd64")
         sanitizers = "-fsanitize=address,undefined -fno-omit-frame-pointer -g -O1"
-        sanitize = sanitizers if os.environ.get("PROAC_SANITIZE") == "1" else ""
+        sanitize = sanitizers if flag("PROAC_SANITIZE") else ""
         flags = [
             "-std=c++20 -O3 -fPIC -fvisibility=hidden -fno-math-errno -fno-trapping-math -Wall -Wextra",
             "-Wno-maybe-uninitialized -Wno-uninitialized -Wno-psabi",  # the first two are the fault of GCC's intrinsics
@@ -272,7 +298,7 @@ def _escape(path: Path) -> str:
 def extensions() -> list[Extension]:
     """The library, or nothing where it cannot or shall not be built."""
     why_not = None
-    if os.environ.get("PROAC_NO_EXT") == "1":
+    if flag("PROAC_NO_EXT"):
         why_not = "PROAC_NO_EXT=1"
     elif sys.platform == "win32":
         why_not = "the kernels need GCC or Clang, which this build does not look for on Windows"

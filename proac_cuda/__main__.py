@@ -77,7 +77,7 @@ _CHECKS: dict[str, dict[str, Any]] = {
 
 
 def check() -> int:
-    """Every backend that can run here, against the reference in float64, as a table. 1 where one disagrees."""
+    """Every backend that can run here, against the reference in float64, as a table. 1 where one disagrees, or is hidden."""
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(2, 64, 32, 32, generator=generator, dtype=torch.float64)
     labels = torch.randint(0, 20, (2, 64, 64), generator=generator)
@@ -87,12 +87,13 @@ def check() -> int:
 
     table = Table("backend", "device", "dtype", "case", "loss error", "gradient error", "ms", "verdict")
     failures = 0
+    statuses = available_backends()
     for name, backend in BACKENDS.items():
         devices = (
             {backend.home, "cuda" if torch.cuda.is_available() else "cpu"} if name == "reference" else {backend.home}
         )
         for device in sorted(devices):
-            if not available_backends()[name].can_run:
+            if not statuses[name].can_run:
                 table.add_row(name, device, "", "", "", "", "", "cannot run: see info")
                 continue
             for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
@@ -127,7 +128,14 @@ def check() -> int:
                         f"{milliseconds:.1f}",
                         "good" if good else "WRONG",
                     )
-    _console().print(table)
+    console = _console()
+    console.print(table)
+    for name, status in statuses.items():
+        if not status.can_run:
+            console.print(f'Not checked: "{name}" ({status.reason})', soft_wrap=True)
+    if extension.is_shadowed():
+        console.print("The compiled extension is installed, and was not checked: see above.", style="bold")
+        return 1
     return 1 if failures else 0
 
 

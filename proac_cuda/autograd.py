@@ -13,13 +13,16 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._functorch.autograd_function import enable_single_level_autograd_function
+from torch._compile import _disable_dynamo
+from torch._functorch.utils import enable_single_level_autograd_function
 from torch._ops import _len_torch_dispatch_stack_pre_dispatch
 from torch.autograd.function import _SingleLevelFunction
 
 from . import distributed, stages
 from .reference import contrast_log_z
 from .validation import has_values, looks_at_values, raise_for_values
+
+_Function: Any = _SingleLevelFunction  # untyped in PyTorch
 
 
 class Options(NamedTuple):
@@ -63,8 +66,8 @@ def run_stages(
     group = distributed.named_group(options.group)
     thresholds = None
     if rng_state is not None and options.num_negatives is not None:
-        pixels = features, labels, pixel_weight
-        sampling = options.num_negatives, prototypes.shape[0], options.ignore_index, options.nearest_exact
+        pixels: Any = (features, labels, pixel_weight)
+        sampling: Any = options.num_negatives, prototypes.shape[0], options.ignore_index, options.nearest_exact
         if group is None:
             thresholds = ops.select_negatives(*pixels, rng_state, *sampling)
         else:
@@ -95,14 +98,13 @@ def run_stages(
     return Outputs(loss, statistics, sums, diagnostics, thresholds, rng_state)
 
 
-@torch._disable_dynamo  # which would trace it where a graph breaks around the op
+@_disable_dynamo  # which would trace it where a graph breaks around the op
 def run_op(ops: Any, *arguments: Any) -> tuple[Tensor, ...]:
     """The kernel of the op ``loss``: an op returns tensors alone, and no argument of its own."""
     outputs = run_stages(ops, *arguments)
-    nothing = (outputs.diagnostics.new_empty(0), outputs.diagnostics.new_empty(0))
     if outputs.thresholds is None or outputs.rng_state is None:
-        return (*outputs[:4], *nothing)
-    return (*outputs[:5], outputs.rng_state.clone())
+        return (*outputs[:4], outputs.diagnostics.new_empty(0), outputs.diagnostics.new_empty(0))
+    return (*outputs[:4], outputs.thresholds, outputs.rng_state.clone())
 
 
 def _grad_mode_of_next_level() -> AbstractContextManager[Any]:
@@ -110,7 +112,7 @@ def _grad_mode_of_next_level() -> AbstractContextManager[Any]:
     return torch.enable_grad() if torch._C._are_functorch_transforms_active() else nullcontext()
 
 
-class ProACFunction(_SingleLevelFunction):
+class ProACFunction(_Function):
     """The derivative of the op ``loss``. Of one level: torch.func reaches it through the dispatcher, level by level."""
 
     @staticmethod
@@ -177,7 +179,7 @@ class ProACFunction(_SingleLevelFunction):
         )
 
 
-class _FirstDerivativeOnly(_SingleLevelFunction):
+class _FirstDerivativeOnly(_Function):
     """The op ``loss_gradients``, which passes gradients on and raises where somebody differentiates them."""
 
     @staticmethod
@@ -213,7 +215,7 @@ def call_loss(ops: Any, features: Tensor, *arguments: Any) -> Outputs:
 def autograd_kernels(ops: Any, stage_names: Iterable[str]) -> dict[str, Callable[..., Any]]:
     """The autograd kernels of a backend's ops, by the op's name."""
 
-    def at_every_level(function: type[_SingleLevelFunction], *first: Any) -> Callable[..., Any]:
+    def at_every_level(function: Any, *first: Any) -> Callable[..., Any]:
         def call(*arguments: Any) -> tuple[Tensor, ...]:
             if not torch._C._are_functorch_transforms_active():
                 return tuple(function.apply(*first, *arguments))

@@ -29,7 +29,10 @@ def group_name(group: Any) -> str | None:
 
 def named_group(name: str | None) -> Any:
     """The group of that name in this process; None without a name."""
-    return None if name is None else dist.distributed_c10d._resolve_process_group(name)
+    if name is None:
+        return None
+    module: Any = dist.distributed_c10d
+    return module._resolve_process_group(name)
 
 
 def world_size(group: Any) -> int:

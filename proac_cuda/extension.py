@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import re
+import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,12 +17,36 @@ def _load() -> str:
     """Load the library, which registers its kernels with PyTorch; the reason where that failed, else ''."""
     libraries = sorted(Path(__file__).parent.glob("_C*.so")) + sorted(Path(__file__).parent.glob("_C*.pyd"))
     if not libraries:
+        shadowed = _shadowed_build()
+        if shadowed:
+            reason = (
+                f"proac_cuda was imported from the source folder {Path(__file__).parent}, which has no compiled extension and "
+                f"hides the installed one in {shadowed}; run Python from another folder, or build this one: "
+                "pip install --no-build-isolation --editable ."
+            )
+            warnings.warn(reason, RuntimeWarning, stacklevel=2)
+            return reason
         return f"the compiled extension is not installed (a reference-only build); {_INSTALL}"
     try:
         torch.ops.load_library(libraries[0])
     except OSError as error:
         return f"the compiled extension {libraries[0].name} does not load ({error}); {_INSTALL}"
     return ""
+
+
+def is_shadowed() -> bool:
+    """Whether this package, without a compiled extension, hides an installed one that has it."""
+    return bool(_load_error) and _shadowed_build() is not None
+
+
+def _shadowed_build() -> Path | None:
+    """The folder of a compiled build that is installed elsewhere, which this one, found first, hides."""
+    here = Path(__file__).parent
+    for distribution in importlib.metadata.distributions(name="proac_cuda"):
+        folder = Path(str(distribution.locate_file("proac_cuda")))
+        if any(folder.glob("_C*.so")) and folder.resolve() != here.resolve():
+            return folder
+    return None
 
 
 _load_error = _load()
@@ -45,12 +73,29 @@ def why_not_cuda(device: torch.device) -> str | None:
         return "the extension was built without CUDA kernels"
     if not torch.cuda.is_available():
         return "PyTorch sees no CUDA device"
-    if not _is_supported(device.index):
-        return "its kernels need a GPU of compute capability 8.0 or higher"
-    return None
+    reason: str | None = _why_not_device(device.index)
+    return reason
 
 
 @torch.compiler.assume_constant_result
-def _is_supported(index: int | None) -> bool:
-    """Whether there is code for a device: the library has PTX of 8.0, which every later GPU takes."""
-    return torch.cuda.get_device_capability(index) >= (8, 0)
+def _why_not_device(index: int | None) -> Any:  # str or None; PyTorch's decorator is untyped
+    return why_not_capability(torch.cuda.get_device_capability(index), build_info()["cuda"])
+
+
+def why_not_capability(capability: tuple[int, int], built: str) -> str | None:
+    """Why the code in the library does not run on a GPU of that compute capability, or None.
+
+    ``built`` lists machine code, sm_XY, which runs on its own major version from its minor one on, and PTX, compute_XY,
+    which the driver compiles for every later GPU.
+    """
+    major, minor = capability
+    if capability < (8, 0):
+        return f"its kernels need a GPU of compute capability 8.0 or higher, not {major}.{minor}"
+    for kind, number in re.findall(r"(sm|compute)_(\d+)", built):
+        x, y = divmod(int(number), 10)
+        if (kind == "sm" and x == major and y <= minor) or (kind == "compute" and (x, y) <= capability):
+            return None
+    return (
+        f"the extension was built for {built}, and this GPU has compute capability {major}.{minor}; "
+        f"build it with PROAC_CUDA_ARCHITECTURES={major}{minor}, or without that variable"
+    )

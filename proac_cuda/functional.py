@@ -139,8 +139,9 @@ def proac_loss(
         TypeError: a dtype or type that is not in the list above.
         ValueError: shapes or devices that do not fit, options out of range, a process group of which this rank is no
             member; on the CPU also a label outside [0, K) that
-            is not ``ignore_index``, and a weight that is negative, infinite or NaN. On CUDA such pixels are ignored and
-            counted in the statistics, since looking would synchronise; PROAC_CHECKS=1 makes CUDA look as well.
+            is not ``ignore_index``, and a weight that is negative, infinite or NaN. On CUDA the first call of a process
+            looks; after it such pixels are ignored and counted in the statistics, since looking synchronises.
+            PROAC_CHECKS=1 makes every call look, 0 none on CUDA.
         RuntimeError: a backend asked for by name cannot run; under torch.compile, what only shows at run time; an attempt
             to differentiate the gradient.
 

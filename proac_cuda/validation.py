@@ -162,7 +162,8 @@ def check_number(name: str, value: Any, *, positive: bool = False) -> None:
         raise TypeError(f"{name}: expected a Python float, got a tensor of dtype {value.dtype}; pass {name}.item()")
     if isinstance(value, bool) or not isinstance(value, (int, float, numbers.Real)):  # NumPy's are Real
         raise TypeError(f"{name}: expected a float, got {type(value).__name__}")
-    if not (0 < value < math.inf if positive else 0 <= value < math.inf):  # NaN fails both
+    number = float(value)
+    if not (0 < number < math.inf if positive else 0 <= number < math.inf):  # NaN fails both
         raise ValueError(f"{name}: expected a finite number {'> 0' if positive else '>= 0'}, got {value}")
 
 

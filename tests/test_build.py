@@ -106,3 +106,91 @@ def test_interrupted_build(tmp_path):
     assert not list(tmp_path.rglob("*.part"))
     ran = subprocess.run([sys.executable, "-c", use], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert ran.stdout.strip() == "None", ran.stdout + ran.stderr
+
+
+def _setup(call: str, tmp_path: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """A function of setup.py, called with setup itself left out, and printed."""
+    code = (
+        "import setuptools, runpy; setuptools.setup = lambda **options: None\n"
+        f"print(runpy.run_path('setup.py', run_name='__main__')[{call.split('(')[0]!r}]({call.split('(', 1)[1]})"
+    )
+    environment = {**os.environ, "PROAC_NO_EXT": "1", **variables}
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    "call, name, value, printed",
+    [
+        ("max_jobs()", "MAX_JOBS", "3", "3"),
+        ("architectures_asked_for((80, 90, 120))", "PROAC_CUDA_ARCHITECTURES", "80,90", "(80, 90)"),
+        ("architectures_asked_for((80, 90, 120))", "PROAC_CUDA_ARCHITECTURES", "8.0;9.0", "(80, 90)"),
+        ("architectures_asked_for((80, 90, 120))", "PROAC_CUDA_ARCHITECTURES", "12.0 8.0", "(120, 80)"),
+        ("architectures_asked_for((75, 80, 90))", "PROAC_CUDA_ARCHITECTURES", "", "(80, 90)"),
+        ("flag('PROAC_NO_CUDA')", "PROAC_NO_CUDA", "true", "True"),
+        ("flag('PROAC_NO_CUDA')", "PROAC_NO_CUDA", "OFF", "False"),
+    ],
+)
+def test_build_variables(call, name, value, printed, tmp_path):
+    ran = _setup(call, tmp_path, **{name: value})
+    assert ran.returncode == 0 and ran.stdout.splitlines()[-1] == printed, ran.stdout + ran.stderr
+
+
+@pytest.mark.parametrize(
+    "call, name, value, expected",
+    [
+        ("max_jobs()", "MAX_JOBS", "auto", "a number"),
+        ("max_jobs()", "MAX_JOBS", "0", "1 or more"),
+        ("architectures_asked_for((75, 80, 90))", "PROAC_CUDA_ARCHITECTURES", "90a", "without letters"),
+        ("architectures_asked_for((75, 80, 90))", "PROAC_CUDA_ARCHITECTURES", "native", "such as 80,90"),
+        ("architectures_asked_for((75, 80, 90))", "PROAC_CUDA_ARCHITECTURES", "75", "the kernels need 80"),
+        ("architectures_asked_for((75, 80, 90))", "PROAC_CUDA_ARCHITECTURES", "9", "such as 80,90"),
+        ("flag('PROAC_NO_CUDA')", "PROAC_NO_CUDA", "maybe", "1 or 0"),
+        ("extensions()", "PROAC_NO_EXT", "please", "1 or 0"),
+    ],
+)
+def test_build_variables_that_cannot_be_read(call, name, value, expected, tmp_path):
+    ran = _setup(call, tmp_path, **{name: value})
+    assert ran.returncode == 1 and "Traceback" not in ran.stderr, ran.stderr
+    assert name in ran.stderr and repr(value) in ran.stderr and expected in ran.stderr, ran.stderr
+
+
+@pytest.mark.parametrize(
+    "capability, built, runs",
+    [
+        ((8, 0), "sm_80,sm_90,compute_80", True),
+        ((8, 9), "sm_80,compute_80", True),
+        ((12, 1), "sm_80,sm_90,sm_100,sm_120,compute_80", True),
+        ((10, 0), "sm_90,compute_90", True),  # by its PTX
+        ((8, 0), "sm_90,compute_90", False),
+        ((8, 0), "sm_86,compute_86", False),
+        ((7, 5), "sm_80,compute_80", False),
+    ],
+)
+def test_a_gpu_without_code_is_not_chosen(capability, built, runs):
+    reason = extension.why_not_capability(capability, built)
+    assert (reason is None) == runs
+    assert runs or f"{capability[0]}.{capability[1]}" in reason
+
+
+@pytest.mark.skipif(not LIBRARIES, reason="the compiled extension is not built in this folder")
+def test_a_source_folder_that_hides_the_installed_build_is_named(tmp_path):
+    """As `pip install .` leaves it, and Python started in the clone."""
+    installed, clone = tmp_path / "site-packages", tmp_path / "clone"
+    for folder in (installed, clone):
+        shutil.copytree(ROOT / "proac_cuda", folder / "proac_cuda", ignore=shutil.ignore_patterns("_C*", "__pycache__"))
+    shutil.copy(LIBRARIES[0], installed / "proac_cuda")
+    metadata = installed / "proac_cuda-0.1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: proac_cuda\nVersion: 0.1.0\n")
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
+
+    def run(*command, cwd=clone):
+        return subprocess.run([sys.executable, *command], cwd=cwd, env=environment, capture_output=True, text=True)
+
+    found = run("-W", "ignore", "-c", "from proac_cuda import extension; print(extension.is_shadowed())", cwd=tmp_path)
+    assert found.stdout.strip() == "False", found.stderr
+    call = run("-c", "import proac_cuda; print(proac_cuda.available_backends()['cpp'].reason)")
+    for said in (call.stderr, call.stdout):
+        assert f"source folder {clone}" in said and str(installed) in said and "--editable" in said, said
+    check = run("-W", "ignore", "-m", "proac_cuda", "check")
+    assert check.returncode == 1 and "was not checked" in check.stdout, check.stdout + check.stderr
