@@ -46,13 +46,13 @@ class ProACFunction(torch.autograd.Function):
         thresholds = None
         if rng_state is not None and options.num_negatives is not None:
             pixels = features, labels, pixel_weight
-            sampling = options.num_negatives, prototypes.shape[0], options.ignore_index, options.nearest_exact
+            sampling = options.num_negatives, prototypes.shape[0], options.ignore_index
             if group is None:
-                thresholds = ops.select_negatives(*pixels, rng_state, *sampling)
+                thresholds = ops.select_negatives(*pixels, rng_state, *sampling, options.nearest_exact)
             else:
                 num_pixels = features.shape[0] * features.shape[2:].numel()
                 rng_state = distributed.share_rng_state(rng_state, num_pixels, group)
-                thresholds = distributed.select_negatives(*pixels, rng_state, *sampling, group)
+                thresholds = distributed.select_negatives(*pixels, rng_state, *sampling, options.nearest_exact, group)
         statistics, positive, diagnostics = ops.class_statistics(
             features,
             labels,
