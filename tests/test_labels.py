@@ -162,5 +162,6 @@ def test_what_real_label_maps_lose():
         for rule in label_rules.RULES:
             assert part.lost[rule].sum() / part.components.sum() == pytest.approx(expected, abs=0.05)
             assert part.read[rule].sum() * part.stride**2 == part.pixels.sum()
+            assert part.read[rule] * part.stride**2 / part.pixels == pytest.approx(1, abs=0.1), "of every class"
         assert part.differ / part.features == pytest.approx(differ, abs=0.015)
     assert all(abs(nearest - exact) < 0.03 for nearest, exact in lost), "neither rule keeps small components better"
