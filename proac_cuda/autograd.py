@@ -7,6 +7,7 @@ wherever the op is called, so that no tool can flatten it away.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
@@ -66,14 +67,21 @@ def run_stages(
     group = distributed.named_group(options.group)
     thresholds = None
     if rng_state is not None and options.num_negatives is not None:
-        pixels: Any = (features, labels, pixel_weight)
-        sampling: Any = options.num_negatives, prototypes.shape[0], options.ignore_index, options.nearest_exact
-        if group is None:
-            thresholds = ops.select_negatives(*pixels, rng_state, *sampling)
-        else:
+        select = ops.select_negatives
+        if group is not None:
             num_pixels = features.shape[0] * features.shape[2:].numel()
             rng_state = distributed.share_rng_state(rng_state, num_pixels, group)
-            thresholds = distributed.select_negatives(*pixels, rng_state, *sampling, group)
+            select = functools.partial(distributed.select_negatives, group=group)
+        thresholds = select(
+            features,
+            labels,
+            pixel_weight,
+            rng_state,
+            options.num_negatives,
+            prototypes.shape[0],
+            options.ignore_index,
+            options.nearest_exact,
+        )
     statistics, positive, diagnostics = ops.class_statistics(
         features,
         labels,

@@ -210,8 +210,7 @@ def check_options(
         raise ValueError(f'negative_reduction: expected "sum" or "mean", got {negative_reduction!r}')
     if reduction not in REDUCTIONS:
         raise ValueError(f'reduction: expected "mean", "sum" or "none", got {reduction!r}')
-    if label_sampling not in LABEL_SAMPLINGS:
-        raise ValueError(f'label_sampling: expected "nearest" or "nearest-exact", got {label_sampling!r}')
+    check_label_sampling(label_sampling)
     if reduction == "none" and pixel_anchor_weight > 0:
         raise ValueError(
             f'pixel_anchor_weight: got {pixel_anchor_weight} with reduction="none", but the pixel-anchored term is one '
@@ -226,6 +225,12 @@ def check_options(
         seed = as_seed(seed)
     _check_process_group(process_group)
     return ignore_index, num_negatives, seed
+
+
+def check_label_sampling(label_sampling: Any) -> None:
+    """One of the two rules."""
+    if label_sampling not in LABEL_SAMPLINGS:
+        raise ValueError(f'label_sampling: expected "nearest" or "nearest-exact", got {label_sampling!r}')
 
 
 def _check_process_group(group: Any) -> None:

@@ -79,12 +79,12 @@ def test_nearest_rule_of_large_axes(mode, label_size, feature_size):
 def test_nearest_rule_is_not_the_exact_quotient():
     device = torch.device("cpu")
     assert nearest_index(720, 129, device, False)[43] == 239 != 43 * 720 // 129
-    assert nearest_index(690, 1355, device, True)[406] == 206 != (2 * 406 + 1) * 690 // (2 * 1355)
+    assert nearest_index(4, 41, device, True)[20] == 1 != (2 * 20 + 1) * 4 // (2 * 41)
 
 
 @pytest.mark.parametrize("mode", MODES)
 @given(sizes=st.lists(st.tuples(st.integers(1, 12), st.integers(1, 12)), min_size=1, max_size=3))
-@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=5, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 def test_every_backend_reads_as_interpolate(backend, mode, sizes):
     _assert_backend_reads_as_interpolate(backend, mode, *zip(*sizes, strict=True))
 
@@ -93,13 +93,13 @@ def test_every_backend_reads_as_interpolate(backend, mode, sizes):
 @pytest.mark.parametrize(
     "size, label_size",
     [
-        ((129,), (720,)),  # where the exact quotient differs, "nearest"
-        ((1355,), (690,)),  # and "nearest-exact"
-        ((45, 60), (360, 480)),  # stride 8
-        ((33, 65), (256, 513)),  # strides that do not divide
-        ((24, 20), (6, 5)),  # labels coarser than the features
-        ((7, 9), (7, 31)),  # one axis as it is
-        ((6, 5, 4), (12, 21, 4)),
+        ((82,), (2,)),  # where float32 reads another pixel than the exact quotient, "nearest"
+        ((41,), (4,)),  # and "nearest-exact"
+        ((9, 12), (72, 96)),  # stride 8
+        ((5, 13), (39, 103)),  # strides that do not divide
+        ((8, 10), (2, 5)),  # labels coarser than the features
+        ((4, 6), (4, 31)),  # one axis as it is
+        ((3, 5, 4), (6, 21, 4)),
     ],
     ids=str,
 )
