@@ -37,6 +37,8 @@ class _LazyPixelConvolution(nn.LazyConv2d):
 
     cls_to_become = _PixelConvolution  # type: ignore[assignment]
 
+    forward = _PixelConvolution.forward  # type: ignore[assignment]  # of the first call, which begins before it becomes one
+
     def __init__(self, out_channels: int | None) -> None:
         super().__init__(out_channels or 0, 1)
 
@@ -60,8 +62,8 @@ class ProjectionHead(nn.Sequential):
 
     Args:
         in_channels: channels of the feature map. None: those of the first map that comes; until then its parameters are
-            PyTorch's ``UninitializedParameter``, which an optimizer takes (all of torch.optim's but Adagrad and LBFGS, which
-            raise) and trains once they are there.
+            PyTorch's ``UninitializedParameter``, which an optimizer takes (of torch.optim's Adagrad alone raises) and trains
+            once they are there.
         embedding_dim: D.
         kind: "linear", the authors' one 1x1 convolution without normalisation or activation; or "mlp", two of them with a
             ReLU between.

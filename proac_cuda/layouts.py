@@ -126,13 +126,14 @@ def refuse_doubtful_map(features: Tensor, labels: Tensor, layer: str) -> None:
 def tokens_to_map(tokens: Tensor, labels: Tensor, layer: str) -> Tensor:
     r"""(B, N, C) as (B, C, \*grid): the one grid in the labels' proportions, exactly or nearly (patches cross the border).
 
-    In front there may be a class token, a distillation token beside it, or four register tokens.
+    In front there may be a class token, a distillation token beside it, or four register tokens; not where the labels have
+    one axis, since any number of tokens would do.
     """
     count, size = tokens.shape[1], tuple(labels.shape[1:])
     for proportions in (_is_scaled, _is_patched):
         found = [
             (prefix, grid)
-            for prefix in (0, 1, 2, 5)
+            for prefix in ((0, 1, 2, 5) if len(size) > 1 else (0,))
             for grid in _grids(count - prefix, len(size))
             if proportions(grid, size)
         ]
@@ -165,9 +166,16 @@ def _is_scaled(grid: Sequence[int], size: Sequence[int]) -> bool:
 
 
 def _is_patched(grid: Sequence[int], size: Sequence[int]) -> bool:
-    """Whether patches of some whole size cover the labels, with at most one more or less along each axis."""
-    patches = range(1, max(size) + 1)
-    return any(all(abs(a * patch - b) <= patch for a, b in zip(grid, size, strict=True)) for patch in patches)
+    """Whether patches of some whole size cover the labels, those at the border left out, or padded, along all axes alike."""
+    return any(
+        tuple(grid) == covered
+        for patch in range(1, max(size) + 1)
+        for covered in (
+            tuple(b // patch for b in size),
+            tuple(-(-b // patch) for b in size),
+            tuple(b // patch + 1 for b in size),  # convolutions padded by half a patch
+        )
+    )
 
 
 def _has_proportions(grid: Sequence[int], size: Sequence[int]) -> bool:

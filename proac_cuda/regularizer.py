@@ -153,7 +153,7 @@ class ProACRegularizer(nn.Module):
         if self.in_channels is not None and channels != self.in_channels:
             raise ValueError(
                 f"layer {self.layer!r}: expected an output {shape_text(features.ndim, layout, self.in_channels)}, got "
-                f"{tuple(features.shape)}; pass in_channels={channels} or, if that is not what its channels are, another layout="
+                f"{tuple(features.shape)}; pass in_channels={channels} or, if these are not its channels, another layout="
             )
         if layout == "tokens":
             features = tokens_to_map(features, labels, self.layer)
