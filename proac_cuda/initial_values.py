@@ -165,13 +165,19 @@ class KeepsInitialValues(nn.Module):
         for tensor in tensors.values():
             if not has_values(tensor) or hasattr(tensor, "to_local"):  # checked with the other arguments
                 return
+            if torch._C._functorch.is_functorch_wrapped_tensor(
+                tensor
+            ):  # an argument of torch.func's, not the module's own
+                return
             if tensor.is_cuda and torch.cuda.is_current_stream_capturing():
                 return
         self._note({name: self._resolved(name, tensor) for name, tensor in tensors.items()})
         self._made_on_meta = False  # whoever assigns tensors from now on knows what they are
         for name, tensor in tensors.items():
             initial, history = self._initial[name], self._unseen[name].history
-            if tensor.dtype != initial.dtype:  # from_pretrained(dtype=...) assigns tensors of that dtype
+            if (
+                tensor.dtype != initial.dtype and history != "replaced"
+            ):  # from_pretrained(dtype=...) assigns such tensors
                 rounded = has_values(initial) and _same(tensor, initial.to(tensor.dtype))
                 tensor = self._set(name, (initial if rounded else tensor).to(tensor.device, initial.dtype))
             if has_values(initial) and _same(tensor, initial):
@@ -179,7 +185,9 @@ class KeepsInitialValues(nn.Module):
             reason = self._why_empty(name, tensor, history)
             if reason is None:
                 continue
-            if self._is_restored(name) or not has_values(initial):
+            if self._is_restored(name) and history == "replaced" and name in self._buffers:
+                self._set(name, initial.to(tensor.device, copy=True))  # the other one is somebody's own
+            elif self._is_restored(name) or not has_values(initial):
                 self._restore(name)
             else:
                 raise ValueError(

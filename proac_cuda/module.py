@@ -162,7 +162,7 @@ class ProACLoss(KeepsInitialValues):
         )
 
     def _why_empty(self, name: str, tensor: Tensor, history: str) -> str | None:
-        trained = isinstance(tensor, nn.Parameter)
+        trained = name in self._parameters
         # What a checkpoint brought is what it is; and who trains prototypes may move them off the sphere by any way.
         never_filled = history == "lost"
         if name == "prototypes":

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from proac_cuda import ProACLoss, uniform_prototypes
+from proac_cuda import ProACLoss, proac_loss, uniform_prototypes
 
 FEATURES = torch.randn(2, 8, 6, 7, generator=torch.Generator().manual_seed(0))
 LABELS = torch.randint(0, 5, (2, 6, 7), generator=torch.Generator().manual_seed(1))
@@ -277,6 +277,29 @@ def test_not_while_a_graph_is_captured(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     with pytest.raises(ValueError, match="reset_parameters"):
         module._look()
+
+
+def test_functional_calls():
+    """Tensors that torch.func puts in the module's place for one call are neither its own nor touched."""
+    own = 3 * torch.randn(5, 8)
+    expected = ProACLoss(5, 8, prototypes=own)(FEATURES, LABELS)
+    module = ProACLoss(5, 8, learnable=True)
+    assert torch.equal(torch.func.functional_call(module, {"prototypes": own}, (FEATURES, LABELS)), expected)
+    for learnable in (True, False):
+        module, before = ProACLoss(5, 8, learnable=learnable), own.clone()
+
+        def loss(prototypes, module=module):
+            return torch.func.functional_call(module, {"prototypes": prototypes}, (FEATURES, LABELS))
+
+        gradient = torch.func.grad(loss)(own)
+        leaf = own.clone().requires_grad_()
+        proac_loss(FEATURES, LABELS, leaf).backward()
+        torch.testing.assert_close(gradient, leaf.grad)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            loss(own)
+        assert torch.equal(own, before)
+        assert torch.equal(module(FEATURES, LABELS).detach(), ProACLoss(5, 8)(FEATURES, LABELS))
 
 
 @_garbage("huge")
