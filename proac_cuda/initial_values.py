@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .validation import has_values
+from .validation import has_values, warn_once
 
 EPSILON = 1e-12  # a row of this norm or less has no direction
 UNIT_TOLERANCE = 1e-3  # of a norm of 1, which rounding to float16 or bfloat16 does not leave
@@ -65,7 +65,7 @@ class KeepsInitialValues(nn.Module):
         raise NotImplementedError
 
     def _is_restored(self, name: str) -> bool:
-        """Whether an empty tensor gets its initial values again; an error says so otherwise."""
+        """Whether an empty tensor gets its initial values again, with a warning; else it is an error."""
         raise NotImplementedError
 
     def reset_parameters(self) -> None:
@@ -162,41 +162,42 @@ class KeepsInitialValues(nn.Module):
     def _look(self) -> None:
         """Restore what nobody filled, or raise for it. It synchronises; not while a CUDA graph is captured."""
         tensors = {name: tensor for name, tensor in self._tensors().items() if name in self._unseen}
-        for tensor in tensors.values():
-            if not has_values(tensor) or hasattr(tensor, "to_local"):  # checked with the other arguments
-                return
-            if torch._C._functorch.is_functorch_wrapped_tensor(
-                tensor
-            ):  # an argument of torch.func's, not the module's own
-                return
-            if tensor.is_cuda and torch.cuda.is_current_stream_capturing():
-                return
+        if not all(_can_be_read(tensor) for tensor in tensors.values()):
+            return
         self._note({name: self._resolved(name, tensor) for name, tensor in tensors.items()})
         self._made_on_meta = False  # whoever assigns tensors from now on knows what they are
         for name, tensor in tensors.items():
             initial, history = self._initial[name], self._unseen[name].history
-            if (
-                tensor.dtype != initial.dtype and history != "replaced"
-            ):  # from_pretrained(dtype=...) assigns such tensors
+            # from_pretrained(dtype=...) assigns tensors of that dtype
+            if tensor.dtype != initial.dtype and history != "replaced":
                 rounded = has_values(initial) and _same(tensor, initial.to(tensor.dtype))
                 tensor = self._set(name, (initial if rounded else tensor).to(tensor.device, initial.dtype))
             if has_values(initial) and _same(tensor, initial):
                 history = "made"
-            reason = self._why_empty(name, tensor, history)
-            if reason is None:
-                continue
-            if self._is_restored(name) and history == "replaced" and name in self._buffers:
-                self._set(name, initial.to(tensor.device, copy=True))  # the other one is somebody's own
-            elif self._is_restored(name) or not has_values(initial):
-                self._restore(name)
-            else:
-                raise ValueError(
-                    f"{name}: {reason}. Nobody filled it after to_empty(), or after it was made on the meta device and the "
-                    "checkpoint did not have it: call reset_parameters(), which goes back to what the module was made "
-                    f"with, load a checkpoint that has it, or assign module.{name}"
-                )
+            if (reason := self._why_empty(name, tensor, history)) is not None:
+                self._refill(name, tensor, history, reason)
         self._unseen = {}
         self._look_key = 0
+
+    def _refill(self, name: str, tensor: Tensor, history: str, reason: str) -> None:
+        """Restore a tensor that nobody filled, or raise for it."""
+        initial = self._initial[name]
+        if has_values(initial) and not self._is_restored(name):
+            raise ValueError(
+                f"{name}: {reason}. Nobody filled it after to_empty(), or after it was made on the meta device and the "
+                "checkpoint did not have it: call reset_parameters(), which goes back to what the module was made with, "
+                f"load a checkpoint that has it, or assign module.{name}"
+            )
+        if history == "replaced" and name in self._buffers:
+            self._set(name, initial.to(tensor.device, copy=True))  # the other tensor is somebody's own
+        else:
+            self._restore(name)
+        warn_once(
+            f"restored {name}",
+            f"{type(self).__name__}: its {name} are again what it was made with, since nobody filled them ({reason}) after the "
+            "module was made, moved, emptied by to_empty(), or loaded from a checkpoint without them. To use others, pass "
+            f"{name}=, or load them by load_state_dict",
+        )
 
     def _resolved(self, name: str, tensor: Tensor) -> str:
         """A history in which a loader that works by assignment has loaded a tensor, or left it empty."""
@@ -222,6 +223,15 @@ def _look_while_tracing(key: int) -> bool:
     if module is not None:
         module._look()
     return True
+
+
+def _can_be_read(tensor: Tensor) -> bool:
+    """Whether there are values to look at, now."""
+    if not has_values(tensor) or hasattr(tensor, "to_local"):  # a DTensor is refused with the other arguments
+        return False
+    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):  # an argument of torch.func's, not the module's own
+        return False
+    return not (tensor.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def _version(tensor: Tensor) -> int:

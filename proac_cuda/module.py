@@ -162,26 +162,18 @@ class ProACLoss(KeepsInitialValues):
         )
 
     def _why_empty(self, name: str, tensor: Tensor, history: str) -> str | None:
-        trained = name in self._parameters
-        # What a checkpoint brought is what it is; and who trains prototypes may move them off the sphere by any way.
         never_filled = history == "lost"
-        if name == "prototypes":
-            if self._makes_prototypes:
-                return why_no_direction(tensor, unit=never_filled or (history != "loaded" and not trained))
-            if (reason := why_no_direction(tensor, unit=False)) is not None:
-                return reason
-        return "it does not hold what it was made with" if never_filled else None
+        if name != "prototypes":
+            return "it does not hold what it was made with" if never_filled else None
+        if not self._makes_prototypes:
+            reason = why_no_direction(tensor, unit=False)
+            return "they are not what the module was made with" if never_filled and reason is None else reason
+        # What a checkpoint brought is what it is; and who trains prototypes may move them off the sphere by any way.
+        may_be_trained = history == "loaded" or name in self._parameters
+        return why_no_direction(tensor, unit=never_filled or not may_be_trained)
 
     def _is_restored(self, name: str) -> bool:
-        if name != "prototypes" or not self._makes_prototypes:
-            return False
-        warn_once(
-            "restored prototypes",
-            "ProACLoss: its prototypes were not unit vectors, since nobody filled them after the module was made, moved, "
-            "emptied by to_empty(), or loaded from a checkpoint without them; it went back to the uniform prototypes "
-            "that it had made. Pass prototypes= to use your own",
-        )
-        return True
+        return name == "prototypes" and self._makes_prototypes
 
     def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> ProACLoss:
         """As nn.Module's, but float32 stays float32: .half() is for the network, not for the anchors."""

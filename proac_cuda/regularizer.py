@@ -200,8 +200,8 @@ class ProACRegularizer(nn.Module):
         """As nn.Module's. In evaluation mode, outputs of a layer in evaluation mode are kept for the call."""
         super().train(mode)
         self._tap.keeps_evaluations = not mode
-        if mode and self._tap.without is not None:
-            self._tap.clear()
+        if mode:
+            self._tap.without = None
         return self
 
     def discard(self) -> None:

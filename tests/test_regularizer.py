@@ -503,12 +503,15 @@ def test_a_pass_without_gradients_in_between():
     model(images)
     expected = proac(labels)
     expected_gradient = torch.autograd.grad(expected, model.backbone[0].weight)[0]
-    for mode in (True, False):
+    for mode, other_mode in ((True, True), (False, True), (False, False)):
         model.train()
         model(images)
         model.train(mode)
+        proac.train(other_mode)
         with torch.no_grad():
             model(images.flip(0))
+        model.train()
+        proac.train()
         value = proac(labels)
         torch.testing.assert_close(value, expected)
         torch.testing.assert_close(torch.autograd.grad(value, model.backbone[0].weight)[0], expected_gradient)
