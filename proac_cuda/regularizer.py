@@ -130,7 +130,8 @@ class ProACRegularizer(nn.Module):
 
     def forward(self, labels: Tensor, pixel_weight: Tensor | None = None) -> Any:
         r"""The loss of the model's last forward pass, for labels (B, \*any spatial size)."""
-        check_tensor("labels", labels, LABEL_DTYPES)
+        if not isinstance(labels, Tensor):
+            check_tensor("labels", labels, LABEL_DTYPES)  # all else of them is the loss's to look at
         kept = self._tap.take()
         features = self._map(kept, labels)
         if torch.is_grad_enabled() and kept.is_trained and not features.requires_grad:

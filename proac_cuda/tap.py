@@ -50,9 +50,11 @@ class Tap:
                 "ProACRegularizer: torch.nn.DataParallel runs the layer in several threads, each on a part of the batch; "
                 "use DistributedDataParallel"
             )
-        if torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None:
-            return  # no batch
         is_compiling = torch.compiler.is_compiling()
+        if not torch.compiler.is_dynamo_compiling() and (  # where PyTorch 2.10 takes torch.compile for an export
+            torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None
+        ):
+            return  # no batch
         if not is_compiling and torch._C._current_graph_task_id() != -1:
             return  # in backward a checkpointed layer runs again: that output belongs to the step that is over
         self.is_alone = False

@@ -52,10 +52,6 @@ def check_tensor(name: str, value: Any, dtypes: Sequence[torch.dtype]) -> None:
     if not isinstance(value, Tensor):
         is_array = isinstance(value, (list, tuple)) or hasattr(value, "__array__")
         remedy = f"; pass torch.as_tensor({name})" if is_array else ""
-        if isinstance(value, (list, tuple)) and value and all(isinstance(item, Tensor) for item in value):
-            remedy = (
-                f" of {len(value)} tensors; pass one map, or call the loss for each of the maps and add up its values"
-            )
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}{remedy}")
     if value.dtype not in dtypes:
         raise TypeError(f"{name}: expected one of {_names(dtypes)}, got {value.dtype}")

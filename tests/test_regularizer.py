@@ -450,7 +450,7 @@ def test_a_list_of_maps():
     with pytest.raises(TypeError, match="list of 2 tensors.*pass select="):
         proac(labels)
     for given in (maps, tuple(maps)):
-        with pytest.raises(TypeError, match="features: .*one map.*each of the maps"):
+        with pytest.raises(TypeError, match="features: .* of 2 tensors.*call the loss once for each"):
             proac.loss(given, labels)
     layer(maps)
     with pytest.raises(TypeError, match="labels: .*list"):
