@@ -1,21 +1,30 @@
-"""The loss as a torch.autograd.Function over the registered stages of a backend."""
+"""The loss as one registered op with its derivative, over the stages of a backend.
+
+``torch.ops.<namespace>.loss`` is what a graph holds, whoever traced it: torch.compile, torch.export, make_fx, torch.func.
+Its kernel runs the stages, :func:`run_stages`. Its derivative is the op's own autograd kernel, which the dispatcher finds
+wherever the op is called, so that no tool can flatten it away.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._functorch.autograd_function import enable_single_level_autograd_function
+from torch._ops import _len_torch_dispatch_stack_pre_dispatch
+from torch.autograd.function import _SingleLevelFunction
 
 from . import distributed, stages
-from .backends import BACKENDS, stage_ops
 from .reference import contrast_log_z
+from .validation import has_values, looks_at_values, raise_for_values
 
 
 class Options(NamedTuple):
-    """What a call passes to the stages beside tensors."""
+    """What a call passes to the stages beside tensors: the last arguments of the op, in their order."""
 
-    backend: str
     temperature: float
     ignore_index: int
     num_negatives: int | None
@@ -23,76 +32,121 @@ class Options(NamedTuple):
     pixel_anchor_weight: float
     reduction: int
     hardest_negative: bool  #: look for it, for the statistics that the caller asked for
-    check_values: bool  #: in a compiled graph: raise RuntimeError for bad values when it runs
-    process_group: Any  #: whose ranks' pixels make up the loss; None for this process alone
+    nearest_exact: bool  #: which of the two rules labels and weights are read by
+    compiled: bool  #: bad values raise RuntimeError, not ValueError
+    group: str | None  #: name of the process group whose ranks' pixels make up the loss; None for this process alone
 
 
-class ProACFunction(torch.autograd.Function):
-    """(loss, statistics (6, K), positive sums (2, K), diagnostics (4,)); only the loss is differentiable."""
+class Outputs(NamedTuple):
+    """What the op returns; only the loss is differentiable."""
+
+    loss: Tensor  #: () or (K,)
+    statistics: Tensor  #: (6, K), see :mod:`proac_cuda.stages`
+    sums: Tensor  #: (2, K)
+    diagnostics: Tensor  #: int64 (4,), see :func:`proac_cuda.pixels.first_values`
+    thresholds: Tensor | None  #: int64 (K, 2), the last member of each sampled set; without sampling None, or (0,)
+    rng_state: Tensor | None  #: int64 (2,), as shared by the ranks of the group; likewise
+
+
+def run_stages(
+    ops: Any,
+    features: Tensor,
+    prototypes: Tensor,
+    labels: Tensor,
+    pixel_weight: Tensor | None,
+    class_weight: Tensor | None,
+    rng_state: Tensor | None,
+    *values: Any,
+) -> Outputs:
+    """The whole forward pass on the backend whose stages are ``ops``."""
+    options = Options(*values)
+    group = distributed.named_group(options.group)
+    thresholds = None
+    if rng_state is not None and options.num_negatives is not None:
+        pixels = features, labels, pixel_weight
+        sampling = options.num_negatives, prototypes.shape[0], options.ignore_index, options.nearest_exact
+        if group is None:
+            thresholds = ops.select_negatives(*pixels, rng_state, *sampling)
+        else:
+            num_pixels = features.shape[0] * features.shape[2:].numel()
+            rng_state = distributed.share_rng_state(rng_state, num_pixels, group)
+            thresholds = distributed.select_negatives(*pixels, rng_state, *sampling, group)
+    statistics, positive, diagnostics = ops.class_statistics(
+        features,
+        labels,
+        pixel_weight,
+        prototypes,
+        thresholds,
+        rng_state,
+        options.temperature,
+        options.ignore_index,
+        options.pixel_anchor_weight > 0,
+        options.hardest_negative,
+        options.nearest_exact,
+    )
+    statistics = distributed.merge(statistics, stages.merge_statistics, group)
+    rules = options.ignore_index, options.negative_mean, options.nearest_exact
+    sums = ops.positive_sums(positive, labels, pixel_weight, statistics, *rules)
+    sums = distributed.merge(sums, stages.merge_positive_sums, group)
+    loss = ops.reduce_loss(statistics, sums, class_weight, options.pixel_anchor_weight, options.reduction)
+    if has_values(diagnostics) and looks_at_values(features.device):
+        # after the exchange between ranks, so that none waits for one that raises
+        raise_for_values(diagnostics, class_weight, prototypes, RuntimeError if options.compiled else ValueError)
+    return Outputs(loss, statistics, sums, diagnostics, thresholds, rng_state)
+
+
+@torch._disable_dynamo  # which would trace it where a graph breaks around the op
+def run_op(ops: Any, *arguments: Any) -> tuple[Tensor, ...]:
+    """The kernel of the op ``loss``: an op returns tensors alone, and no argument of its own."""
+    outputs = run_stages(ops, *arguments)
+    nothing = (outputs.diagnostics.new_empty(0), outputs.diagnostics.new_empty(0))
+    if outputs.thresholds is None or outputs.rng_state is None:
+        return (*outputs[:4], *nothing)
+    return (*outputs[:5], outputs.rng_state.clone())
+
+
+def _grad_mode_of_next_level() -> AbstractContextManager[Any]:
+    """Within forward, where gradients are off: on again for the next level of torch.func, which turns off what is off there."""
+    return torch.enable_grad() if torch._C._are_functorch_transforms_active() else nullcontext()
+
+
+class ProACFunction(_SingleLevelFunction):
+    """The derivative of the op ``loss``. Of one level: torch.func reaches it through the dispatcher, level by level."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        features: Tensor,
-        prototypes: Tensor,
-        labels: Tensor,
-        pixel_weight: Tensor | None,
-        class_weight: Tensor | None,
-        rng_state: Tensor | None,
-        options: Options,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        ops, group = stage_ops(BACKENDS[options.backend]), options.process_group
-        thresholds = None
-        if rng_state is not None and options.num_negatives is not None:
-            pixels = features, labels, pixel_weight
-            sampling = options.num_negatives, prototypes.shape[0], options.ignore_index
-            if group is None:
-                thresholds = ops.select_negatives(*pixels, rng_state, *sampling)
-            else:
-                num_pixels = features.shape[0] * features.shape[2:].numel()
-                rng_state = distributed.share_rng_state(rng_state, num_pixels, group)
-                thresholds = distributed.select_negatives(*pixels, rng_state, *sampling, group)
-        statistics, positive, diagnostics = ops.class_statistics(
+    def forward(ctx: Any, ops: Any, stages_only: bool, *arguments: Any) -> Outputs:
+        with torch._C._AutoDispatchBelowAutograd(), _grad_mode_of_next_level():
+            outputs = run_stages(ops, *arguments) if stages_only else Outputs(*ops.loss(*arguments))
+        features, prototypes, labels, pixel_weight, class_weight, _, *values = arguments
+        ctx.save_for_backward(
             features,
             labels,
             pixel_weight,
             prototypes,
-            thresholds,
-            rng_state,
-            options.temperature,
-            options.ignore_index,
-            options.pixel_anchor_weight > 0,
-            options.hardest_negative,
+            outputs.thresholds,
+            outputs.rng_state,
+            outputs.statistics,
+            outputs.sums,
+            class_weight,
         )
-        if options.check_values:
-            statistics = torch.ops.proac_cuda.check_values(statistics, diagnostics, class_weight)
-        statistics = distributed.merge(statistics, stages.merge_statistics, group)
-        sums = ops.positive_sums(
-            positive, labels, pixel_weight, statistics, options.ignore_index, options.negative_mean
-        )
-        sums = distributed.merge(sums, stages.merge_positive_sums, group)
-        loss = ops.reduce_loss(statistics, sums, class_weight, options.pixel_anchor_weight, options.reduction)
-        ctx.save_for_backward(
-            features, labels, pixel_weight, prototypes, thresholds, rng_state, statistics, sums, class_weight
-        )
-        ctx.options = options
-        ctx.mark_non_differentiable(statistics, sums, diagnostics)
+        ctx.ops, ctx.options = ops, Options(*values)
+        ctx.mark_non_differentiable(*(output for output in outputs[1:] if output is not None))
         ctx.set_materialize_grads(False)
-        return loss, statistics, sums, diagnostics
+        return outputs
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor | None, *unused: Any) -> tuple[Tensor | None, ...]:
+        nothing = (None,) * (8 + len(ctx.options))
         if grad_loss is None:
-            return (None,) * 7
-        options = ctx.options
-        features_need_grad, prototypes_need_grad = ctx.needs_input_grad[:2]
-        ops = stage_ops(BACKENDS[options.backend])
-        saved = ctx.saved_tensors
-        world_size = distributed.world_size(options.process_group)
-        features, prototypes = saved[0], saved[3]
-        grad_features, grad_prototypes = ops.loss_gradients(
+            return nothing
+        options: Options = ctx.options
+        features_need_grad, prototypes_need_grad = ctx.needs_input_grad[2:4]
+        saved = [None if options.num_negatives is None and i in (4, 5) else t for i, t in enumerate(ctx.saved_tensors)]
+        if options.group is not None:
+            grad_loss = grad_loss * distributed.world_size(distributed.named_group(options.group))
+        arguments = (
             *saved,
-            grad_loss if options.process_group is None else grad_loss * world_size,
+            grad_loss,
             options.temperature,
             options.ignore_index,
             options.negative_mean,
@@ -100,34 +154,92 @@ class ProACFunction(torch.autograd.Function):
             options.reduction,
             features_need_grad,
             prototypes_need_grad,
+            options.nearest_exact,
         )
-        if torch.is_grad_enabled():  # create_graph=True
-            sources = (features, prototypes, grad_loss)
-            grad_features, grad_prototypes = _FirstDerivativeOnly.apply(grad_features, grad_prototypes, *sources)
+        if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():  # create_graph=True
+            grad_features, grad_prototypes = ctx.ops.loss_gradients(*arguments)
+        else:
+            with torch._C._AutoDispatchBelowAutograd():
+                grad_features, grad_prototypes = ctx.ops.loss_gradients(*arguments)
         return (
+            None,
+            None,
             grad_features if features_need_grad else None,
             grad_prototypes if prototypes_need_grad else None,
-            *(None,) * 5,
+            *nothing[4:],
+        )
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise RuntimeError(
+            "proac_loss has no forward-mode derivative (torch.func.jvp, jacfwd, hessian, forward_ad): "
+            "use reverse mode, .backward(), torch.func.grad, vjp or jacrev"
         )
 
 
-class _FirstDerivativeOnly(torch.autograd.Function):
-    """Passes gradients on, and raises where somebody differentiates them.
-
-    ``once_differentiable`` does so only where the upstream gradient requires one; a gradient penalty does not, and
-    would silently lose the loss's part.
-    """
+class _FirstDerivativeOnly(_SingleLevelFunction):
+    """The op ``loss_gradients``, which passes gradients on and raises where somebody differentiates them."""
 
     @staticmethod
-    def forward(ctx: Any, grad_features: Tensor, grad_prototypes: Tensor, *sources: Tensor) -> tuple[Tensor, ...]:
-        return grad_features.view_as(grad_features), grad_prototypes.view_as(grad_prototypes)
+    def forward(ctx: Any, ops: Any, *arguments: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd(), _grad_mode_of_next_level():
+            return ops.loss_gradients(*arguments)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> None:
+    def backward(ctx: Any, *unused: Any) -> Any:
         raise RuntimeError(
             "proac_loss has no second derivative: its gradient was differentiated (a gradient penalty, or a Hessian). "
             "Leave the loss out of that term, or detach its gradient"
         )
+
+    jvp = backward
+
+
+def call_loss(ops: Any, features: Tensor, *arguments: Any) -> Outputs:
+    """The op ``loss``; in eager mode its function itself, which saves two ways through the dispatcher, some 30 microseconds."""
+    is_eager = (
+        type(features) is Tensor
+        and not torch.compiler.is_compiling()
+        and not torch._C._len_torch_dispatch_stack()
+        and not _len_torch_dispatch_stack_pre_dispatch()
+        and not torch._C._are_functorch_transforms_active()
+        and not torch._C._get_tracing_state()
+    )
+    if is_eager:
+        return Outputs(*ProACFunction.apply(ops, True, features, *arguments))
+    return Outputs(*ops.loss(features, *arguments))
+
+
+def autograd_kernels(ops: Any, stage_names: Iterable[str]) -> dict[str, Callable[..., Any]]:
+    """The autograd kernels of a backend's ops, by the op's name."""
+
+    def at_every_level(function: type[_SingleLevelFunction], *first: Any) -> Callable[..., Any]:
+        def call(*arguments: Any) -> tuple[Tensor, ...]:
+            if not torch._C._are_functorch_transforms_active():
+                return tuple(function.apply(*first, *arguments))
+            with enable_single_level_autograd_function():
+                return tuple(function.apply(*first, *arguments))
+
+        return call
+
+    def not_differentiable(name: str) -> Callable[..., Any]:
+        op = getattr(ops, name)
+
+        def call(*arguments: Any) -> Any:
+            if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
+                raise RuntimeError(
+                    f"{op}: a stage of proac_loss has no derivative of its own. A tool that took the loss apart would lose "
+                    "the gradient: call proac_loss under it, or trace with torch.export, make_fx or torch.compile"
+                )
+            with torch._C._AutoDispatchBelowAutograd():
+                return op(*arguments)
+
+        return call
+
+    kernels = {name: not_differentiable(name) for name in stage_names}
+    kernels["loss"] = at_every_level(ProACFunction, ops, False)
+    kernels["loss_gradients"] = at_every_level(_FirstDerivativeOnly, ops)
+    return kernels
 
 
 class ProACStats(NamedTuple):
@@ -144,20 +256,19 @@ class ProACStats(NamedTuple):
     invalid_labels: Tensor  #: int64, a scalar: pixels ignored for an invalid label or weight
 
 
-def make_stats(
-    statistics: Tensor, sums: Tensor, diagnostics: Tensor, temperature: float, negative_mean: bool
-) -> ProACStats:
+def make_stats(outputs: Outputs, options: Options) -> ProACStats:
     """The statistics of a call in the form that users see."""
+    statistics, temperature = outputs.statistics, options.temperature
     weight, hardest = statistics[stages.WEIGHT], statistics[stages.HARDEST_NEGATIVE]
     present = weight > 0
     some_weight = torch.where(present, weight, 1)
     return ProACStats(
         weight=weight.clone(),
-        loss=torch.where(present, sums[stages.SOFTPLUS_SUM] / some_weight, 0),
-        log_z=contrast_log_z(statistics, negative_mean).clone(),
+        loss=torch.where(present, outputs.sums[stages.SOFTPLUS_SUM] / some_weight, 0),
+        log_z=contrast_log_z(statistics, options.negative_mean).clone(),
         mean_positive_cosine=torch.where(
             present, statistics[stages.POSITIVE_SUM] / some_weight * temperature, torch.nan
         ),
         hardest_negative_cosine=torch.where(present & (hardest > -torch.inf), hardest * temperature, torch.nan),
-        invalid_labels=diagnostics[0] + diagnostics[2],
+        invalid_labels=outputs.diagnostics[0] + outputs.diagnostics[2],
     )

@@ -22,6 +22,16 @@ _KEY_END = 2**32  #: beyond every key
 _INDEX_END = 2**62  #: beyond every pixel index
 
 
+def group_name(group: Any) -> str | None:
+    """The name under which PyTorch knows a group; None without one."""
+    return None if group is None else str(group.group_name)
+
+
+def named_group(name: str | None) -> Any:
+    """The group of that name in this process; None without a name."""
+    return None if name is None else dist.distributed_c10d._resolve_process_group(name)
+
+
 def world_size(group: Any) -> int:
     """Ranks of the group; 1 without one."""
     return 1 if group is None else dist.get_world_size(group)
@@ -90,6 +100,7 @@ def select_negatives(
     num_negatives: int,
     num_classes: int,
     ignore_index: int,
+    nearest_exact: bool,
     group: Any,
 ) -> Tensor:
     """As the stage of the same name, over all ranks: thresholds (K, 2) int64 that hold for this rank's pixels.
@@ -97,7 +108,9 @@ def select_negatives(
     Each round narrows every class's last key by one byte, from all ranks' counts. Of the pixels with exactly that key
     the first ones in rank order are taken: the counts of the last round tell each rank how many of those are its own.
     """
-    pixels = read_pixels(labels, pixel_weight, features.shape[2:], num_classes, ignore_index, torch.float32)
+    spatial = features.shape[2:]
+    dtype = torch.float32 if pixel_weight is None else pixel_weight.dtype
+    pixels = read_pixels(labels, pixel_weight, spatial, num_classes, ignore_index, dtype, nearest_exact)
     label = pixels.label.flatten()
     index = torch.arange(label.numel(), device=label.device) + rng_state[1]
     key = torch.where(label >= 0, philox_keys(rng_state[0], index), _KEY_END)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 
-from .autograd import Options, ProACFunction, ProACStats, make_stats
-from .backends import choose_backend
+from .autograd import Options, ProACStats, call_loss, make_stats
+from .backends import choose_backend, stage_ops
+from .distributed import group_name
 from .reference import compute_dtype
 from .stages import REDUCTIONS
-from .validation import check_ignore_index, check_options, check_tensors, has_values, raise_for_values, warn_once
+from .validation import check_ignore_index, check_options, check_tensors, plain_tensors, warn_once
 
 
 @overload
@@ -33,6 +33,7 @@ def proac_loss(
     backend: str = ...,
     return_stats: Literal[False] = ...,
     process_group: Any = ...,
+    label_sampling: str = ...,
 ) -> Tensor: ...
 @overload
 def proac_loss(
@@ -52,6 +53,7 @@ def proac_loss(
     backend: str = ...,
     return_stats: Literal[True],
     process_group: Any = ...,
+    label_sampling: str = ...,
 ) -> tuple[Tensor, ProACStats]: ...
 @overload
 def proac_loss(
@@ -71,6 +73,7 @@ def proac_loss(
     backend: str = ...,
     return_stats: bool,
     process_group: Any = ...,
+    label_sampling: str = ...,
 ) -> Tensor | tuple[Tensor, ProACStats]: ...
 def proac_loss(
     features: Tensor,
@@ -89,6 +92,7 @@ def proac_loss(
     backend: str = "auto",
     return_stats: bool = False,
     process_group: Any = None,
+    label_sampling: str = "nearest",
 ) -> Tensor | tuple[Tensor, ProACStats]:
     r"""Prototype-anchor contrast: each class prototype against its own pixels and the pixels of all other classes.
 
@@ -104,11 +108,12 @@ def proac_loss(
             float64; not normalised. Read where they lie if the spatial axes collapse into one stride and the channel or
             the pixel stride is 1 (contiguous, channels_last, slices of these); else copied once, with a warning.
         labels: class of each pixel, (B, \*any spatial size) or (N,); uint8, int16, int32 or int64; read at the features'
-            resolution by the rule of ``interpolate(mode="nearest")``.
+            resolution by the rule of ``interpolate(mode="nearest")``, see ``label_sampling``.
         prototypes: one anchor per class, (K, D); normalised inside. See :func:`uniform_prototypes`.
         temperature: divides the cosines.
         ignore_index: label of pixels that take no part and get a gradient of exactly 0.
-        pixel_weight: shape of ``labels``; finite and >= 0, for example the confidence of a pseudo label. 0 means ignored.
+        pixel_weight: shape of ``labels``; finite and >= 0, for example the confidence of a pseudo label. 0 means ignored,
+            and so does a weight below the smallest normal number, 2^-126 (2^-1022 for float64 features).
         class_weight: (K,), finite and >= 0.
         num_negatives: None takes every pixel of another class as a negative; M draws, for each class, exactly
             min(M, number of them), uniformly and without replacement.
@@ -123,6 +128,8 @@ def proac_loss(
             vectors of one number per class. Every rank makes the call; each gets the global loss, and R (the number of
             ranks) times its slice of the global gradient, which DistributedDataParallel's averaging turns into that of
             one process holding the whole batch. Over ranks, rank 0's seed is used; ``invalid_labels`` counts this rank's.
+        label_sampling: which pixel of the labels, and of ``pixel_weight``, a feature reads: "nearest", the authors', the
+            first of each s x s cell; "nearest-exact" the one in its middle, each as ``interpolate`` of that mode does.
 
     Returns:
         The loss, a scalar, or (K,) for ``reduction="none"``; float32, or float64 for float64 features. With
@@ -149,6 +156,10 @@ def proac_loss(
         seed,
         reduction,
         process_group,
+        label_sampling,
+    )
+    features, labels, prototypes, pixel_weight, class_weight = plain_tensors(
+        features, labels, prototypes, pixel_weight, class_weight
     )
     check_tensors(features, labels, prototypes, pixel_weight, class_weight, seed)
     check_ignore_index(ignore_index, prototypes.shape[0])
@@ -156,13 +167,7 @@ def proac_loss(
 
     dtype = compute_dtype(features)
     features, labels, pixel_weight = _with_channel_axis_second(features, labels, pixel_weight)
-    if pixel_weight is not None:
-        pixel_weight = pixel_weight.to(dtype)
-    if class_weight is not None:
-        class_weight = class_weight.to(dtype).contiguous()
-    looks_at_values = features.device.type != "cuda" or os.environ.get("PROAC_CHECKS") == "1"
     options = Options(
-        backend=chosen.name,
         temperature=float(temperature),
         ignore_index=ignore_index,
         num_negatives=num_negatives,
@@ -170,24 +175,21 @@ def proac_loss(
         pixel_anchor_weight=float(pixel_anchor_weight),
         reduction=REDUCTIONS[reduction],
         hardest_negative=return_stats,
-        check_values=looks_at_values and torch.compiler.is_compiling(),
-        process_group=process_group,
+        nearest_exact=label_sampling == "nearest-exact",
+        compiled=torch.compiler.is_compiling(),
+        group=group_name(process_group),
     )
-    loss: Tensor
-    loss, statistics, sums, diagnostics = ProACFunction.apply(
+    outputs = call_loss(
+        stage_ops(chosen),
         _readable_in_place(features),
         prototypes.to(dtype).contiguous(),
         labels,
-        pixel_weight,
-        class_weight,
+        None if pixel_weight is None else pixel_weight.to(dtype),
+        None if class_weight is None else class_weight.to(dtype).contiguous(),
         None if num_negatives is None else _rng_state(seed, features.device),
-        options,
+        *options,
     )
-    if looks_at_values and not torch.compiler.is_compiling() and has_values(diagnostics):
-        raise_for_values(diagnostics, class_weight, dtype)
-    if not return_stats:
-        return loss
-    return loss, make_stats(statistics, sums, diagnostics, options.temperature, options.negative_mean)
+    return (outputs.loss, make_stats(outputs, options)) if return_stats else outputs.loss
 
 
 def _with_channel_axis_second(

@@ -35,7 +35,7 @@ class ProACLoss(KeepsInitialValues):
         learnable: make them a Parameter. They are a buffer otherwise.
         class_weight: (K,) tensor, a buffer.
         **options: temperature, ignore_index, num_negatives, negative_reduction, pixel_anchor_weight, seed, reduction,
-            backend, return_stats and process_group, as in :func:`proac_loss`.
+            backend, return_stats, process_group and label_sampling, as in :func:`proac_loss`.
 
     Prototypes and class weights stay float32 under ``.half()``, ``.bfloat16()`` and ``.double()``; they move with
     ``.to(device)``, as a seed tensor does, which ``state_dict`` leaves out. A copy shares the process group; a pickle
@@ -79,6 +79,7 @@ class ProACLoss(KeepsInitialValues):
         backend: str = "auto",
         return_stats: bool = False,
         process_group: Any = None,
+        label_sampling: str = "nearest",
     ) -> None:
         super().__init__()
         ignore_index, num_negatives, seed = check_options(
@@ -90,6 +91,7 @@ class ProACLoss(KeepsInitialValues):
             seed,
             reduction,
             process_group,
+            label_sampling,
         )
         check_name(backend)
         self._makes_prototypes = prototypes is None
@@ -130,6 +132,7 @@ class ProACLoss(KeepsInitialValues):
         self.backend = backend
         self.return_stats = return_stats
         self.process_group = process_group
+        self.label_sampling = label_sampling
         self._remember()
 
     def forward(
@@ -137,7 +140,12 @@ class ProACLoss(KeepsInitialValues):
     ) -> Tensor | tuple[Tensor, ProACStats]:
         r"""The loss of (B, D, \*spatial) features and (B, \*any size) labels; see :func:`proac_loss`."""
         self._look_if_needed()
-        if isinstance(features, Tensor) and features.ndim > 1 and features.shape[1] != self.embedding_dim:
+        if (
+            isinstance(features, Tensor)
+            and not features.is_nested
+            and features.ndim > 1
+            and features.shape[1] != self.embedding_dim
+        ):
             raise ValueError(
                 f"features: got shape {tuple(features.shape)}, which has {features.shape[1]} channels (axis 1), but this "
                 f"module was made with embedding_dim={self.embedding_dim}: make it with "
@@ -159,6 +167,7 @@ class ProACLoss(KeepsInitialValues):
             backend=self.backend,
             return_stats=self.return_stats,
             process_group=self.process_group,
+            label_sampling=self.label_sampling,
         )
 
     def _why_empty(self, name: str, tensor: Tensor, history: str) -> str | None:
@@ -228,7 +237,14 @@ class ProACLoss(KeepsInitialValues):
         return {**super().__getstate__(), "process_group": None}
 
     def extra_repr(self) -> str:
-        options = ("temperature", "ignore_index", "num_negatives", "negative_reduction", "pixel_anchor_weight")
+        options = (
+            "temperature",
+            "ignore_index",
+            "num_negatives",
+            "negative_reduction",
+            "pixel_anchor_weight",
+            "label_sampling",
+        )
         shown = [f"num_classes={self.num_classes}", f"embedding_dim={self.embedding_dim}"]
         shown += [f"{name}={getattr(self, name)!r}" for name in options]
         return ", ".join([*shown, f"reduction={self.reduction!r}", f"backend={self.backend!r}"])

@@ -1,45 +1,54 @@
-"""Registration of the stages as PyTorch ops: one schema and one fake each, for every backend.
+"""Registration of the loss and its stages as PyTorch ops: one schema and one fake each, for every backend.
 
-A backend is a namespace that holds the same five ops: ``torch.ops.proac_cuda_reference`` is implemented here by
+A backend is a namespace that holds the same five stages: ``torch.ops.proac_cuda_reference`` is implemented here by
 :mod:`proac_cuda.reference`; ``torch.ops.proac_cuda`` by the compiled extension (its CPU kernels are "cpp", its CUDA
-kernels "cuda"). So a call is one and the same graph whichever backend runs it.
+kernels "cuda"). In each, ``loss`` runs them: a call is one node of a graph, the same whichever backend runs it, with a
+derivative of its own.
 
 Shapes, in every op: features (B, D, *spatial) with 1 to 3 spatial axes which collapse into one pixel stride, the channel
 or the pixel stride being 1; labels and pixel_weight (B, *any size), any strides; prototypes (K, D) contiguous.
 float64 features go with float64 prototypes, weights and class vectors, all others with float32 ones.
+``nearest_exact`` says by which of the two rules of :func:`proac_cuda.pixels.nearest_index` labels and weights are read.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import reference, stages
-from .validation import raise_for_values
+from . import autograd, reference, stages
 
 KERNELS = "proac_cuda"
 REFERENCE = "proac_cuda_reference"
 
+LOSS = """(
+    Tensor features, Tensor prototypes, Tensor labels, Tensor? pixel_weight, Tensor? class_weight, Tensor? rng_state,
+    float temperature, int ignore_index, int? num_negatives, bool negative_mean, float pixel_anchor_weight, int reduction,
+    bool hardest_negative, bool nearest_exact, bool compiled, str? group) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"""
+
+#: The stages, which each backend implements.
 SCHEMAS = {
     "select_negatives": """(
         Tensor features, Tensor labels, Tensor? pixel_weight, Tensor rng_state,
-        int num_negatives, int num_classes, int ignore_index) -> Tensor""",
+        int num_negatives, int num_classes, int ignore_index, bool nearest_exact=False) -> Tensor""",
     "class_statistics": """(
         Tensor features, Tensor labels, Tensor? pixel_weight, Tensor prototypes, Tensor? thresholds, Tensor? rng_state,
-        float temperature, int ignore_index, bool pixel_anchor, bool hardest_negative) -> (Tensor, Tensor, Tensor)""",
+        float temperature, int ignore_index, bool pixel_anchor, bool hardest_negative,
+        bool nearest_exact=False) -> (Tensor, Tensor, Tensor)""",
     "positive_sums": """(
         Tensor positive, Tensor labels, Tensor? pixel_weight, Tensor statistics,
-        int ignore_index, bool negative_mean) -> Tensor""",
+        int ignore_index, bool negative_mean, bool nearest_exact=False) -> Tensor""",
     "reduce_loss": """(
         Tensor statistics, Tensor sums, Tensor? class_weight, float pixel_anchor_weight, int reduction) -> Tensor""",
     "loss_gradients": """(
         Tensor features, Tensor labels, Tensor? pixel_weight, Tensor prototypes, Tensor? thresholds, Tensor? rng_state,
         Tensor statistics, Tensor sums, Tensor? class_weight, Tensor grad_loss,
         float temperature, int ignore_index, bool negative_mean, float pixel_anchor_weight, int reduction,
-        bool features_need_grad, bool prototypes_need_grad) -> (Tensor, Tensor)""",
+        bool features_need_grad, bool prototypes_need_grad, bool nearest_exact=False) -> (Tensor, Tensor)""",
 }
 
 
@@ -51,6 +60,7 @@ def _fake_select_negatives(
     num_negatives: int,
     num_classes: int,
     ignore_index: int,
+    nearest_exact: bool = False,
 ) -> Tensor:
     return rng_state.new_empty(num_classes, 2)
 
@@ -90,12 +100,45 @@ def _fake_loss_gradients(
     labels: Tensor,
     pixel_weight: Tensor | None,
     prototypes: Tensor,
-    *arguments: Any,
+    thresholds: Tensor | None,
+    rng_state: Tensor | None,
+    statistics: Tensor,
+    sums: Tensor,
+    class_weight: Tensor | None,
+    grad_loss: Tensor,
+    temperature: float,
+    ignore_index: int,
+    negative_mean: bool,
+    pixel_anchor_weight: float,
+    reduction: int,
+    features_need_grad: bool,
+    prototypes_need_grad: bool,
+    nearest_exact: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    features_need_grad, prototypes_need_grad = arguments[-2:]
     return (
         torch.empty_like(features) if features_need_grad else features.new_empty(0),
         torch.empty_like(prototypes) if prototypes_need_grad else prototypes.new_empty(0),
+    )
+
+
+def _fake_loss(
+    features: Tensor,
+    prototypes: Tensor,
+    labels: Tensor,
+    pixel_weight: Tensor | None,
+    class_weight: Tensor | None,
+    rng_state: Tensor | None,
+    *values: Any,
+) -> autograd.Outputs:
+    classes = prototypes.shape[0]
+    sampled = rng_state is not None
+    return autograd.Outputs(
+        prototypes.new_empty((classes,) if autograd.Options(*values).reduction == stages.NONE else ()),
+        prototypes.new_empty(stages.NUM_STATISTICS, classes),
+        prototypes.new_empty(stages.NUM_POSITIVE_SUMS, classes),
+        features.new_empty(4, dtype=torch.int64),
+        features.new_empty((classes, 2) if sampled else 0, dtype=torch.int64),
+        features.new_empty(2 if sampled else 0, dtype=torch.int64),
     )
 
 
@@ -105,15 +148,20 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "positive_sums": _fake_positive_sums,
     "reduce_loss": _fake_reduce_loss,
     "loss_gradients": _fake_loss_gradients,
+    "loss": _fake_loss,
 }
 
 
 def define_stages(namespace: str) -> torch.library.Library:
-    """Define the five ops of a backend under ``namespace``, with their fakes."""
+    """Define the ops of a backend under ``namespace``, with their fakes and derivatives, and ``loss`` over its stages."""
     library = torch.library.Library(namespace, "DEF")
-    for name, schema in SCHEMAS.items():
+    for name, schema in {**SCHEMAS, "loss": LOSS}.items():
         library.define(name + " ".join(schema.split()), tags=(torch.Tag.pt2_compliant_tag,))
         torch.library.register_fake(f"{namespace}::{name}", _FAKES[name], lib=library)
+    ops = getattr(torch.ops, namespace)
+    library.impl("loss", functools.partial(autograd.run_op, ops), "CompositeExplicitAutograd")
+    for name, kernel in autograd.autograd_kernels(ops, SCHEMAS).items():
+        library.impl(name, kernel, "Autograd")
     return library
 
 
@@ -131,21 +179,6 @@ def _without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def _check_values(statistics: Tensor, diagnostics: Tensor, class_weight: Tensor | None) -> Tensor:
-    raise_for_values(diagnostics, class_weight, statistics.dtype, RuntimeError)
-    return statistics.clone()
-
-
 _kernels = define_stages(KERNELS)
 _reference = define_stages(REFERENCE)
 implement_stages(_reference, reference, "CompositeExplicitAutograd")
-
-# A compiled graph looks at values through this op: returning the statistics keeps the check alive in the graph.
-_kernels.define(
-    "check_values(Tensor statistics, Tensor diagnostics, Tensor? class_weight) -> Tensor",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-_kernels.impl("check_values", _check_values, "CompositeExplicitAutograd")
-torch.library.register_fake(
-    f"{KERNELS}::check_values", lambda statistics, diagnostics, class_weight: statistics.clone(), lib=_kernels
-)

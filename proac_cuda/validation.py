@@ -7,31 +7,96 @@
 from __future__ import annotations
 
 import math
+import numbers
 import operator
+import os
 import struct
+import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.nn import Parameter
 
 from .stages import REDUCTIONS
 
 FEATURE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 LABEL_DTYPES = (torch.uint8, torch.int16, torch.int32, torch.int64)
 NEGATIVE_REDUCTIONS = ("sum", "mean")
+LABEL_SAMPLINGS = ("nearest", "nearest-exact")
+
+_FLAGS = (
+    {"": None} | dict.fromkeys(("1", "true", "yes", "on"), True) | dict.fromkeys(("0", "false", "no", "off"), False)
+)
+_NO_DISPATCH = Tensor.__torch_dispatch__
 
 _warned: set[str] = set()
+_looked = False  #: whether a call on a GPU has looked at the values of its labels
+
+
+_PACKAGE, _TORCH = str(Path(__file__).parent), str(Path(torch.__file__).parent)
 
 
 def warn_once(key: str, message: str) -> None:
-    """One warning per process and key; none from inside torch.compile, which traces a call once for many."""
-    if not torch.compiler.is_compiling() and key not in _warned:
-        _warned.add(key)
-        warnings.warn(message, UserWarning, stacklevel=4)
+    """One warning per process and key, at the caller's line; none inside torch.compile, which traces a call once for many."""
+    if torch.compiler.is_compiling() or key in _warned:
+        return
+    _warned.add(key)
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_code.co_filename.startswith((_PACKAGE, _TORCH)):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, UserWarning, stacklevel=level)
+
+
+def environment_flag(name: str) -> bool | None:
+    """What an environment variable says: on, off, or None where it is unset or empty."""
+    value = os.environ.get(name, "").strip().lower()
+    if value not in _FLAGS:
+        raise ValueError(f"{name}: the environment variable is {os.environ[name]!r}, expected 1 or 0 (or unset)")
+    return _FLAGS[value]
+
+
+def looks_at_values(device: torch.device) -> bool:
+    """Whether a call may look at the contents of labels and weights: on a GPU that waits for it, so there the first call alone.
+
+    PROAC_CHECKS=1 makes every call look, PROAC_CHECKS=0 none on a GPU. While a CUDA graph is captured none does.
+    """
+    global _looked
+    if device.type != "cuda":
+        return True
+    asked = environment_flag("PROAC_CHECKS")
+    if asked is False or (asked is None and _looked) or torch.cuda.is_current_stream_capturing():
+        return False
+    _looked = True
+    return True
+
+
+def plain_tensors(*values: Any) -> tuple[Any, ...]:
+    """Tensors of subclasses that only add methods and metadata (MONAI's MetaTensor, torchvision's Mask) without them.
+
+    Subclasses that hold their values elsewhere (DTensor, fake tensors) stay as they are, as does what is no tensor.
+    """
+    return tuple(map(_plain, values))
+
+
+def _plain(value: Any) -> Any:
+    kind = type(value)
+    if (
+        kind is Tensor
+        or kind is Parameter
+        or not isinstance(value, Tensor)
+        or kind.__torch_dispatch__ is not _NO_DISPATCH
+    ):
+        return value
+    if hasattr(value, "to_local") and hasattr(value, "placements"):
+        return value
+    with torch._C.DisableTorchFunctionSubclass():
+        return value.as_subclass(Tensor)
 
 
 def _shape(tensor: Tensor) -> str:
@@ -48,11 +113,22 @@ def has_values(tensor: Tensor) -> bool:
 
 
 def check_tensor(name: str, value: Any, dtypes: Sequence[torch.dtype]) -> None:
-    """A tensor of one of the dtypes, and all of it here."""
+    """A dense tensor of one of the dtypes, and all of it here."""
     if not isinstance(value, Tensor):
-        is_array = isinstance(value, (list, tuple)) or hasattr(value, "__array__")
-        remedy = f"; pass torch.as_tensor({name})" if is_array else ""
+        if isinstance(value, (list, tuple)) and value and all(isinstance(item, Tensor) for item in value):
+            remedy = (
+                f" of {len(value)} tensors; for several maps (deep supervision) call the loss once for each and add up, "
+                "or pass one of them"
+            )
+        else:
+            is_array = isinstance(value, (list, tuple)) or hasattr(value, "__array__")
+            remedy = f"; pass torch.as_tensor({name})" if is_array else ""
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}{remedy}")
+    if value.layout != torch.strided or value.is_nested or type(value).__name__ == "MaskedTensor":
+        kind = "nested" if value.is_nested else str(value.layout).removeprefix("torch.").removeprefix("_")
+        kind = "masked" if type(value).__name__ == "MaskedTensor" else kind
+        remedy = _DENSE.get(kind, f"{name}.to_dense()").format(name)
+        raise TypeError(f"{name}: expected a dense tensor, got a {kind} one; pass {remedy}")
     if value.dtype not in dtypes:
         raise TypeError(f"{name}: expected one of {_names(dtypes)}, got {value.dtype}")
     if hasattr(value, "to_local") and hasattr(value, "placements"):
@@ -63,11 +139,28 @@ def check_tensor(name: str, value: Any, dtypes: Sequence[torch.dtype]) -> None:
         )
 
 
+_DENSE = {"nested": "{0}.to_padded_tensor(...), with the padding's labels at ignore_index", "masked": "{0}.get_data()"}
+
+
+def _check_labels_dtype(labels: Any, features: Tensor, prototypes: Any) -> None:
+    """The dtype of labels; the error has every step that makes labels of them."""
+    if not isinstance(labels, Tensor) or labels.dtype in LABEL_DTYPES or labels.layout != torch.strided:
+        return
+    remedy, shape = "labels.long()", labels.shape
+    if labels.ndim == features.ndim > 2 and shape[1] == 1:
+        remedy = "labels.squeeze(1).long()"
+    elif labels.ndim == features.ndim and isinstance(prototypes, Tensor) and shape[1] == prototypes.shape[0]:
+        remedy = "labels.argmax(1), as one-hot labels or probabilities of classes need"
+    raise TypeError(
+        f"labels: expected one of {_names(LABEL_DTYPES)}, got {labels.dtype} of shape {_shape(labels)}; pass {remedy}"
+    )
+
+
 def check_number(name: str, value: Any, *, positive: bool = False) -> None:
     """A finite real number, >= 0, or > 0 where ``positive``."""
     if isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a Python float, got a tensor of dtype {value.dtype}; pass {name}.item()")
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, (int, float, numbers.Real)):  # NumPy's are Real
         raise TypeError(f"{name}: expected a float, got {type(value).__name__}")
     if not (0 < value < math.inf if positive else 0 <= value < math.inf):  # NaN fails both
         raise ValueError(f"{name}: expected a finite number {'> 0' if positive else '>= 0'}, got {value}")
@@ -101,6 +194,7 @@ def check_options(
     seed: Any,
     reduction: Any,
     process_group: Any,
+    label_sampling: Any,
 ) -> tuple[int, int | None, int | Tensor | None]:
     """The options which do not depend on the tensors of a call; the module checks them when it is made.
 
@@ -115,6 +209,8 @@ def check_options(
         raise ValueError(f'negative_reduction: expected "sum" or "mean", got {negative_reduction!r}')
     if reduction not in REDUCTIONS:
         raise ValueError(f'reduction: expected "mean", "sum" or "none", got {reduction!r}')
+    if label_sampling not in LABEL_SAMPLINGS:
+        raise ValueError(f'label_sampling: expected "nearest" or "nearest-exact", got {label_sampling!r}')
     if reduction == "none" and pixel_anchor_weight > 0:
         raise ValueError(
             f'pixel_anchor_weight: got {pixel_anchor_weight} with reduction="none", but the pixel-anchored term is one '
@@ -148,6 +244,7 @@ def _check_process_group(group: Any) -> None:
 def check_tensors(features: Any, labels: Any, prototypes: Any, pixel_weight: Any, class_weight: Any, seed: Any) -> None:
     """Types, dtypes, shapes and devices of the tensors of a call."""
     check_tensor("features", features, FEATURE_DTYPES)
+    _check_labels_dtype(labels, features, prototypes)
     check_tensor("labels", labels, LABEL_DTYPES)
     check_tensor("prototypes", prototypes, FEATURE_DTYPES)
     if not (features.ndim == 2 or 3 <= features.ndim <= 5):
@@ -156,6 +253,11 @@ def check_tensors(features: Any, labels: Any, prototypes: Any, pixel_weight: Any
             f"got shape {_shape(features)} with labels {_shape(labels)}"
         )
     expected = features.ndim - 1
+    if labels.ndim == features.ndim and prototypes.ndim == 2 and labels.shape[1] == prototypes.shape[0] > 1:
+        raise ValueError(
+            f"labels: got shape {_shape(labels)} with features {_shape(features)}; one-hot labels, or probabilities of "
+            f"the {prototypes.shape[0]} classes: pass labels.argmax(1)"
+        )
     if labels.ndim == features.ndim and labels.ndim > 2 and labels.shape[1] == 1:
         raise ValueError(
             f"labels: got shape {_shape(labels)} with features {_shape(features)}; "
@@ -177,6 +279,7 @@ def check_tensors(features: Any, labels: Any, prototypes: Any, pixel_weight: Any
                 f"labels: axis {axis} of shape {_shape(labels)} is empty, so that no pixel of features "
                 f"{_shape(features)} has a label"
             )
+    _check_proportions(features, labels)
     if prototypes.ndim != 2 or prototypes.shape[0] == 0:
         raise ValueError(
             f"prototypes: expected (K, D) with K >= 1, got shape {_shape(prototypes)} with features {_shape(features)}"
@@ -217,6 +320,28 @@ def check_tensors(features: Any, labels: Any, prototypes: Any, pixel_weight: Any
             check_needs_no_gradient(name, tensor)
 
 
+def _check_proportions(features: Tensor, labels: Tensor) -> None:
+    """One warning where no stride, the same along all axes, leads from one map to the other within a pixel of the smaller."""
+    sizes = tuple(zip(labels.shape[1:], features.shape[2:], strict=True))
+    if torch.compiler.is_compiling() or len(sizes) < 2 or all(size == sizes[0] for size in sizes):
+        return
+    least, most = 0.0, math.inf
+    for label, feature in sizes:
+        if feature == 0:
+            return
+        if label >= feature:
+            low, high = label / (feature + 1), label / (feature - 1) if feature > 1 else math.inf
+        else:
+            low, high = (label - 1) / feature, (label + 1) / feature
+        least, most = max(least, low), min(most, high)
+    if least > most:
+        warn_once(
+            "proportions",
+            f"labels of shape {_shape(labels)} and features of shape {_shape(features)} differ in proportions: are the labels "
+            "transposed, or the features channels-last (B, *spatial, D)? If the strides of the axes differ, all is well",
+        )
+
+
 def check_needs_no_gradient(name: str, weight: Tensor) -> None:
     """Weights get none."""
     if weight.requires_grad:
@@ -234,22 +359,27 @@ def check_ignore_index(ignore_index: int, num_classes: int) -> None:
 
 
 def raise_for_values(
-    diagnostics: Tensor, class_weight: Tensor | None, dtype: torch.dtype, error: type[Exception] = ValueError
+    diagnostics: Tensor, class_weight: Tensor | None, prototypes: Tensor, error: type[Exception] = ValueError
 ) -> None:
-    """Raise for what stage (i), computing in ``dtype``, found in labels and pixel_weight, and for class_weight.
+    """Raise for what stage (i) found in labels and pixel_weight, and for class_weight, all in the dtype of ``prototypes``.
 
     Reads the tensors: it synchronises.
     """
     bad_labels, label, bad_weights, weight_bits = diagnostics.tolist()
     if bad_labels:
-        raise error(
-            f"labels: {label} is neither in [0, K) nor ignore_index (pixels like that: {bad_labels}); "
-            "map it to a class or to ignore_index, or check K, the number of prototypes"
-        )
+        num_classes = prototypes.shape[0]
+        remedy = f"map it to a class or to ignore_index, or check K, the number of prototypes, which is {num_classes}"
+        if label in (-1, -100):
+            remedy = f"if it marks pixels to ignore, pass ignore_index={label}"
+        elif num_classes == 1:
+            remedy = "background and foreground are two classes: K, the number of prototypes, is 1 and should be 2"
+        elif label == num_classes:
+            remedy = f"K, the number of prototypes, is {num_classes}: if class ids start at 1, pass labels - 1, else use more"
+        raise error(f"labels: {label} is neither in [0, K) nor ignore_index (pixels like that: {bad_labels}); {remedy}")
     if bad_weights:
         weight = struct.unpack("d", struct.pack("q", weight_bits))[0]
         raise error(
-            f"pixel_weight: expected numbers >= 0 that are finite in {_names([dtype])}, got {weight} "
+            f"pixel_weight: expected numbers >= 0 that are finite in {_names([prototypes.dtype])}, got {weight} "
             f"(pixels like that: {bad_weights}); 0 ignores a pixel"
         )
     if class_weight is not None:

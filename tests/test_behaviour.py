@@ -135,6 +135,21 @@ def test_tiny_weights_do_not_overflow(backend):
     assert_gradient_close(x.grad, truth_x.grad, 0.1)
 
 
+@pytest.mark.parametrize("dtype, lost, kept", [(torch.float32, 1e-39, 1e-36), (torch.float64, 1e-310, 1e-39)], ids=str)
+@pytest.mark.parametrize("options", [{}, {"num_negatives": 7, "seed": 1}], ids=["all", "sampled"])
+def test_weights_below_the_smallest_normal_number_count_as_zero(backend, dtype, lost, kept, options):
+    """The inverse of their sum would be infinite: a finite loss with a gradient of NaN."""
+    x, labels, p, _ = _inputs(backend, dtype, Case("labels at the features' size", (2, 16, 6, 7), 5))
+    weight = torch.where(labels == 1, lost, torch.where(labels == 2, kept, 1.0)).to(dtype)
+    loss = run(backend, x, labels, p, {"pixel_weight": weight, **options})
+    (gradient,) = torch.autograd.grad(loss, x)
+    ignored = run(backend, x, labels, p, {"pixel_weight": weight.masked_fill(labels == 1, 0), **options})
+    assert torch.equal(loss, ignored) and torch.equal(gradient, torch.autograd.grad(ignored, x)[0])
+    assert gradient.isfinite().all() and gradient.movedim(1, -1)[(labels == 1).to(x.device)].eq(0).all()
+    stats = run(backend, x, labels, p, {"pixel_weight": weight, **options}, return_stats=True)[1]
+    assert stats.weight[1] == 0 < stats.weight[2] and stats.invalid_labels == 0
+
+
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64], ids=str)
 def test_label_dtypes_and_strides(backend, dtype):
     x, labels, p, _ = _inputs(backend)

@@ -95,7 +95,7 @@ static void read_pixels(const PixelView& pixels, int64_t first, int count, Pixel
     const bool labelled = tile->label[i] >= 0;
     const bool good = labelled && weight[i] >= 0 && weight[i] < kInfinity<T>;
     if (bad && labelled && !good && bad->bad_weights++ == 0) bad->first_weight = weight[i];
-    const bool keep = good && weight[i] > 0;
+    const bool keep = good && weight[i] >= kSmallestNormal<T>;  // its inverse is finite
     tile->weight[i] = keep ? weight[i] : T(0);
     if (!keep) tile->label[i] = -1;
     kept += keep;

@@ -62,6 +62,8 @@ using Int = typename Bits<T>::type;
 
 template <class T>
 constexpr T kInfinity = static_cast<T>(__builtin_inf());
+template <class T>
+constexpr T kSmallestNormal = sizeof(T) == 4 ? static_cast<T>(0x1p-126) : static_cast<T>(0x1p-1022);
 // Stands for "not a member" in a similarity: exp of it is 0, and 0 times it is 0, which -infinity would not give.
 template <class T>
 constexpr T kExcluded = sizeof(T) == 4 ? static_cast<T>(-1e38) : static_cast<T>(-1e300);

@@ -39,9 +39,9 @@ def tile_of_pixels(tile, tiles_per_image, P, BM: tl.constexpr, INDEX: tl.constex
 
 
 @triton.jit
-def nearest(index, label_size, scale):
+def nearest(index, label_size, scale, shift):
     """Where ``index`` of a feature axis reads an axis of the labels; ``scale`` is 0 where the sizes agree."""
-    read = tl.minimum((index.to(tl.float32) * scale).to(index.dtype), label_size - 1)
+    read = tl.minimum(((index.to(tl.float32) + shift) * scale).to(index.dtype), label_size - 1)
     return tl.where(scale == 0, index, read)
 
 
@@ -52,7 +52,7 @@ def label_position(index, size, label_size, scale):
     rest = index
     for axis in tl.static_range(len(size) - 1, -1, -1):
         length = size[axis] >> _UNIT_BITS
-        position = (nearest(rest % length, label_size[axis] >> _UNIT_BITS, scale[axis]),) + position
+        position = (nearest(rest % length, label_size[axis] >> _UNIT_BITS, scale[axis], scale[len(size)]),) + position
         rest = rest // length
     return (rest,) + position
 
@@ -88,7 +88,8 @@ def read_pixels(
         raw_weight = read_at(weights, position, weight_strides, inside)
         good = (raw_weight >= 0) & (raw_weight < float("inf"))
         bad_weight = kept & ~good
-        kept = kept & good & (raw_weight > 0)
+        smallest_normal: tl.constexpr = 2.0**-1022 if REAL == tl.float64 else 2.0**-126  # its inverse is finite
+        kept = kept & good & (raw_weight >= smallest_normal)
         weight = tl.where(kept, raw_weight, 0.0)
     return tl.where(kept, raw_label, -1).to(tl.int32), weight, bad_label, bad_weight, raw_label, raw_weight
 
