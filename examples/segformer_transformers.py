@@ -23,8 +23,9 @@ config = SegformerConfig(
     num_labels=CLASSES, depths=[1, 1, 1, 1], hidden_sizes=[16, 32, 64, 128], decoder_hidden_size=64
 )
 model = SegformerForSemanticSegmentation(config)
-# A part of the model: so the Trainer moves it, optimizes its head, and saves it.
-model.proac = ProACRegularizer(model, layer="segformer.stages.3", num_classes=CLASSES)  # 2
+# A part of the model: so the Trainer moves it, optimizes its head, and saves it. It counts parameters before the first batch:
+# so the channels have to be said.
+model.proac = ProACRegularizer(model, layer="segformer.stages.3", num_classes=CLASSES, in_channels=128)  # 2
 
 data = [
     {"pixel_values": torch.rand(3, 64, 96), "labels": torch.randint(0, CLASSES, (64, 96))} for _ in range(2 * STEPS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from .autograd import ProACStats
 from .backends import check_name
 from .functional import proac_loss
+from .initial_values import KeepsInitialValues, why_no_direction
 from .prototypes import uniform_prototypes
 from .validation import (
     FEATURE_DTYPES,
@@ -24,7 +24,7 @@ from .validation import (
 )
 
 
-class ProACLoss(nn.Module):
+class ProACLoss(KeepsInitialValues):
     """:func:`proac_loss` with its prototypes: fixed, spread uniformly over the hypersphere, saved in ``state_dict``.
 
     Args:
@@ -41,8 +41,14 @@ class ProACLoss(nn.Module):
     ``.to(device)``, as a seed tensor does, which ``state_dict`` leaves out. A copy shares the process group; a pickle
     holds none: set ``process_group`` again after loading.
 
+    Frameworks that make a model without memory (``to_empty()``, Hugging Face's ``from_pretrained``) leave what no checkpoint
+    fills as the memory was. The first call afterwards looks: prototypes of the module's own making come back, with a
+    warning; prototypes, class weights and a seed tensor that were given to it raise, and :meth:`reset_parameters` brings
+    them back. What was trained, loaded or written in place is never touched.
+
     Raises:
-        TypeError, ValueError: when it is made, for all that :func:`proac_loss` would refuse of its options.
+        TypeError, ValueError: when it is made, for all that :func:`proac_loss` would refuse of its options; ValueError when
+            it is called, for tensors that nobody filled, and for features of other than ``embedding_dim`` channels.
 
     Example::
 
@@ -88,6 +94,7 @@ class ProACLoss(nn.Module):
             label_sampling,
         )
         check_name(backend)
+        self._makes_prototypes = prototypes is None
         if prototypes is None:
             prototypes = uniform_prototypes(num_classes, embedding_dim, seed=prototype_seed)
         check_tensor("prototypes", prototypes, FEATURE_DTYPES)
@@ -114,10 +121,6 @@ class ProACLoss(nn.Module):
             self.register_buffer("seed", seed, persistent=False)
         else:
             self.seed = seed
-        # reset_parameters goes back to these; a module made on the meta device gets them by it
-        self._initial = {
-            name: tensor.detach().clone() for name, tensor in (*self.named_parameters(), *self.named_buffers())
-        }
         self.num_classes = num_classes
         self.embedding_dim = embedding_dim
         self.temperature = temperature
@@ -130,11 +133,24 @@ class ProACLoss(nn.Module):
         self.return_stats = return_stats
         self.process_group = process_group
         self.label_sampling = label_sampling
+        self._remember()
 
     def forward(
         self, features: Tensor, labels: Tensor, pixel_weight: Tensor | None = None
     ) -> Tensor | tuple[Tensor, ProACStats]:
         r"""The loss of (B, D, \*spatial) features and (B, \*any size) labels; see :func:`proac_loss`."""
+        self._look_if_needed()
+        if (
+            isinstance(features, Tensor)
+            and not features.is_nested
+            and features.ndim > 1
+            and features.shape[1] != self.embedding_dim
+        ):
+            raise ValueError(
+                f"features: got shape {tuple(features.shape)}, which has {features.shape[1]} channels (axis 1), but this "
+                f"module was made with embedding_dim={self.embedding_dim}: make it with "
+                f"embedding_dim={features.shape[1]}, or give the features a head of {self.embedding_dim} output channels"
+            )
         return proac_loss(
             features,
             labels,
@@ -154,11 +170,19 @@ class ProACLoss(nn.Module):
             label_sampling=self.label_sampling,
         )
 
-    def reset_parameters(self) -> None:
-        """Prototypes, class weights and a seed tensor as they were when the module was made; for use after ``to_empty()``."""
-        with torch.no_grad():
-            for name, value in self._initial.items():
-                getattr(self, name).copy_(value)
+    def _why_empty(self, name: str, tensor: Tensor, history: str) -> str | None:
+        never_filled = history == "lost"
+        if name != "prototypes":
+            return "it does not hold what it was made with" if never_filled else None
+        if not self._makes_prototypes:
+            reason = why_no_direction(tensor, unit=False)
+            return "they are not what the module was made with" if never_filled and reason is None else reason
+        # What a checkpoint brought is what it is; and who trains prototypes may move them off the sphere by any way.
+        may_be_trained = history == "loaded" or name in self._parameters
+        return why_no_direction(tensor, unit=never_filled or not may_be_trained)
+
+    def _is_restored(self, name: str) -> bool:
+        return name == "prototypes" and self._makes_prototypes
 
     def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> ProACLoss:
         """As nn.Module's, but float32 stays float32: .half() is for the network, not for the anchors."""
@@ -172,20 +196,36 @@ class ProACLoss(nn.Module):
         super()._apply(keep_float32, recurse)
         return self
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
-        """As nn.Module's, but float32 stays float32: ``assign=True`` would take the checkpoint's dtype."""
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """As nn.Module's, but float32 stays float32 (``assign=True`` would take the checkpoint's dtype)."""
         for name in ("prototypes", "class_weight"):
-            value = state_dict.get(prefix + name)
+            value, mine = state_dict.get(prefix + name), getattr(self, name)
             if isinstance(value, Tensor) and value.dtype != torch.float32:
                 state_dict[prefix + name] = value.detach().to(torch.float32)
-        super()._load_from_state_dict(state_dict, prefix, *arguments)
+            if isinstance(value, Tensor) and isinstance(mine, Tensor) and value.shape != mine.shape:
+                error_msgs.append(
+                    f"{prefix}{name}: the checkpoint's are of shape {tuple(value.shape)}, but this ProACLoss was made with "
+                    f"num_classes={self.num_classes}, embedding_dim={self.embedding_dim}. For the checkpoint's classes make "
+                    "it with their numbers; for other classes start with its own prototypes: remove the key from the "
+                    f"state_dict, state_dict.pop({prefix + name!r}), and load with strict=False"
+                )
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> ProACLoss:
+    def __deepcopy__(self, memo: dict[int, Any]) -> KeepsInitialValues:
         """Shares the process group, of which there are no copies."""
-        copied = type(self).__new__(type(self))
-        memo |= {id(self): copied, id(self.process_group): self.process_group}
-        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
-        return copied
+        memo[id(self.process_group)] = self.process_group
+        return super().__deepcopy__(memo)
 
     def __getstate__(self) -> dict[str, Any]:
         if self.process_group is not None:
@@ -194,7 +234,7 @@ class ProACLoss(nn.Module):
                 "ProACLoss: its process_group is not part of the pickle; set module.process_group again after loading, "
                 "or each rank has a loss of its own",
             )
-        return {**self.__dict__, "process_group": None}
+        return {**super().__getstate__(), "process_group": None}
 
     def extra_repr(self) -> str:
         options = (

@@ -379,6 +379,58 @@ def test_short_run_learns_and_repeats():
     assert np.array_equal(result.test.confusion, again.test.confusion)
 
 
+def relabelled(data: Splits, part: str, change) -> Splits:
+    """The same, with other labels in one part."""
+    old = getattr(data, part)
+    samples = [(image, change(label.copy())) for image, label in old.samples]
+    return Splits(**{**vars(data), part: ArrayDataset(samples, old.class_names, old.colours)})
+
+
+def binary(label: np.ndarray) -> np.ndarray:
+    """As many programs write two classes: 0 and 255."""
+    return np.where(label == 0, 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("part", ["train", "validation", "test"])
+def test_labels_that_leave_nothing_say_so(part):
+    config = TrainConfig(proac_weight=0.5, iterations=1, batch_size=2, crop=(32, 32), embedding_dim=8)
+    with pytest.raises(DataError, match=rf"the {part} part .* no pixel of any class.*255.*write its index"):
+        train(config, relabelled(toy_splits(4), part, lambda label: np.full_like(label, 255)))
+    one_class = relabelled(toy_splits(4), part, binary)
+    message = (
+        rf"the {part} part .* one class only, 'background'.*label 255.*if 255 stands for a class .* 0 to 2, instead"
+    )
+    if part == "train":
+        with pytest.raises(DataError, match=message):
+            train(config, one_class)
+        return
+    with pytest.warns(UserWarning, match=message):
+        train(config, one_class)
+
+
+def test_binary_masks_on_the_command_line(folder, capsys):
+    """Foreground 255 is ignored, which would give ProAC 0 and a score of 100 %."""
+    (folder / "names.txt").write_text("background\nforeground\n")
+    for path in (folder / "masks").iterdir():
+        Image.fromarray(binary(np.array(Image.open(path)))).save(path)
+    options = {"images": folder / "images", "masks": folder / "masks", "classes": folder / "names.txt"}
+    arguments = [text for name, path in options.items() for text in (f"--{name}", str(path))]
+    assert command_line.main(["train", *arguments, "--output", str(folder / "out")]) == 2
+    assert "one class only, 'background'" in capsys.readouterr().err and not (folder / "out").exists()
+
+
+def test_batches_of_one_class_say_so():
+    def corner(label: np.ndarray) -> np.ndarray:
+        label[:] = 0
+        label[:2, :2] = 1
+        return label
+
+    config = TrainConfig(proac_weight=0.5, iterations=3, batch_size=2, crop=(32, 32), embedding_dim=8)
+    with pytest.warns(UserWarning, match=r"[1-3] of 3 batches had pixels of fewer than two classes.*larger crop"):
+        result = train(config, relabelled(toy_splits(4), "train", corner))
+    assert all((record.proac == 0) == (record.classes < 2) for record in result.history if record.classes < 2)
+
+
 @pytest.mark.slow
 def test_runs_with_and_without_proac_start_alike():
     data = toy_splits()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -176,6 +177,33 @@ def folder_splits(
     shuffled = [pairs[i] for i in order]
     validation, test, train = shuffled[:count], shuffled[count : 2 * count], shuffled[2 * count :]
     return Splits(*(FolderDataset(sorted(part), class_names) for part in (train, validation, test)))
+
+
+def check_labels(data: Splits) -> None:
+    """Raise where there is nothing to train on or to score: a loss of 0 and a score of 100 % would be all that one saw.
+
+    Reads no more masks than it has to: one or two of each part, where all is well.
+    """
+    names = data.train.class_names
+    for part, dataset in vars(data).items():
+        wanted, counts = 2, np.zeros(256, np.int64)
+        for index in range(len(dataset)):
+            counts += np.bincount(dataset[index][1].ravel(), minlength=256)
+            if np.count_nonzero(counts[:IGNORE_INDEX]) >= wanted:
+                break
+        present = [names[k] for k in np.flatnonzero(counts[: len(names)])]
+        if len(present) >= wanted:
+            continue
+        found = f"pixels of one class only, {present[0]!r}," if present else "no pixel of any class,"
+        text = (
+            f"the {part} part ({len(dataset)} images) has {found} and {counts[IGNORE_INDEX]} that are ignored "
+            f"(label {IGNORE_INDEX})"
+        )
+        if counts[IGNORE_INDEX]:
+            text += f"; if {IGNORE_INDEX} stands for a class in these masks, write its index, 0 to {len(names) - 1}, instead"
+        if part == "train" or not present:
+            raise DataError(text)
+        warnings.warn(f"{text}. Its scores say little", stacklevel=2)
 
 
 def default_colours(count: int) -> tuple[Colour, ...]:

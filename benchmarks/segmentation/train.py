@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 from proac_cuda import ProACLoss
 
 from .adapt import Teacher
-from .data import IGNORE_INDEX, Batches, DataError, SegmentationDataset, Splits
+from .data import IGNORE_INDEX, Batches, DataError, SegmentationDataset, Splits, check_labels
 from .measure import LossCall, LossMemory, Scores, evaluate, loss_memory, now, run_loss
 from .network import SegmentationNetwork, upsample
 
@@ -61,6 +62,7 @@ class StepRecord:
     seconds: float
     cross_entropy_seconds: float
     proac_seconds: float | None
+    classes: int = 2  # with pixels in the batch; below two there is no contrast, and ProAC is 0
     pseudo_label_accuracy: float | None = None  # against the target's labels, which the training does not see
 
 
@@ -210,6 +212,7 @@ class Training:
             seconds=now(device) - start,
             cross_entropy_seconds=ce.seconds,
             proac_seconds=contrast.seconds if contrast else None,
+            classes=len(labels[labels != IGNORE_INDEX].unique()),
             pseudo_label_accuracy=accuracy,
         )
         self.schedule.step()
@@ -311,8 +314,12 @@ def train(
     `self_training`, images of `target` join. Where `checkpoint` exists the run goes on from there, to the same end as
     without interruption (bit for bit on a CPU with the same number of threads); it is rewritten every
     `checkpoint_every` steps and stays until the caller removes it.
+
+    Raises:
+        DataError: training pixels of one class or none, or no pixel to score. Batches of fewer than two classes warn.
     """
     start = now(config.device)
+    check_labels(data)
     training = Training(config, data, target)
     if checkpoint is not None and checkpoint.exists():
         load_checkpoint(training, checkpoint)
@@ -322,6 +329,13 @@ def train(
             on_step(step, record)
         if checkpoint is not None and (step + 1) % checkpoint_every == 0:
             save_checkpoint(training, checkpoint)
+    poor = sum(record.classes < 2 for record in training.history)
+    if poor:
+        warnings.warn(
+            f"{poor} of {len(training.history)} batches had pixels of fewer than two classes, where ProAC is 0 and "
+            f"cross-entropy teaches little; a larger crop than {config.crop} or batch than {config.batch_size} helps",
+            stacklevel=2,
+        )
     network, proac = training.network, training.proac
     validation, test = (evaluate(network, part, config.device) for part in (data.validation, data.test))
     memory = None
