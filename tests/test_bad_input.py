@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import proac_cuda
+from proac_cuda import validation
 
 X = torch.randn(2, 8, 4, 4)
 Y = torch.randint(0, 3, (2, 8, 8))
@@ -61,6 +62,14 @@ VALUE_ERRORS = {
     "prototypes on another device": ({"prototypes": P.to("meta")}, "prototypes.*meta.*cpu"),
     "a label beyond K": ({"labels": Y.clone().fill_(3)}, "labels: 3 "),
     "a negative label": ({"labels": Y.clone().fill_(-7)}, "labels: -7 "),
+    "labels that mark ignored pixels otherwise": (
+        {"labels": Y.clone().fill_(-100)},
+        "labels: -100 .*ignore_index=-100",
+    ),
+    "labels that mark ignored pixels by -1": ({"labels": Y.clone().fill_(-1)}, "labels: -1 .*ignore_index=-1$"),
+    "class ids from 1": ({"labels": Y + 1}, "labels: 3 .*K, the number of prototypes, is 3.*labels - 1"),
+    "one class with labels 0 and 1": ({"labels": Y.clamp(max=1), "prototypes": P[:1]}, "labels: 1 .*two classes.*be 2"),
+    "one-hot labels": ({"labels": torch.nn.functional.one_hot(Y, 3).movedim(-1, 1)}, r"labels.*argmax\(1\)"),
     "a negative pixel weight": ({"pixel_weight": -2.5 * W}, "pixel_weight.*-2.5"),
     "an infinite pixel weight": ({"pixel_weight": W * math.inf}, "pixel_weight.*inf"),
     "a NaN pixel weight": ({"pixel_weight": W * math.nan}, "pixel_weight.*nan"),
@@ -75,9 +84,24 @@ VALUE_ERRORS = {
 
 TYPE_ERRORS = {
     **{
-        f"{dtype} labels": ({"labels": Y.to(dtype)}, f"labels.*{dtype}")
+        f"{dtype} labels": ({"labels": Y.to(dtype)}, rf"labels.*{dtype}.*pass labels.long\(\)$")
         for dtype in (torch.float32, torch.bool, torch.int8, torch.uint16)
     },
+    "float labels with a channel axis": (
+        {"labels": Y[:, None].float()},
+        r"\(2, 1, 8, 8\); pass labels.squeeze\(1\).long\(\)$",
+    ),
+    "probabilities as labels": (
+        {"labels": torch.rand(2, 3, 8, 8)},
+        r"labels.*float32.*\(2, 3, 8, 8\); pass labels.argmax\(1\)",
+    ),
+    "a list of maps": ({"features": [X, X]}, "features.*list of 2 tensors.*deep supervision.*once for each"),
+    "a tuple of labels": ({"labels": (Y, Y)}, "labels.*tuple of 2 tensors"),
+    "sparse features": ({"features": X.to_sparse()}, r"features.*sparse.*features.to_dense\(\)"),
+    "sparse labels": ({"labels": Y.to_sparse()}, r"labels.*sparse.*labels.to_dense\(\)"),
+    "mkldnn features": ({"features": X.to_mkldnn()}, r"features.*mkldnn.*features.to_dense\(\)"),
+    "nested features": ({"features": torch.nested.nested_tensor(list(X))}, "features.*nested.*to_padded_tensor"),
+    "masked features": ({"features": torch.masked.masked_tensor(X, X > 0)}, r"features.*masked.*get_data\(\)"),
     "integer features": ({"features": X.long()}, "features.*torch.int64"),
     "complex features": ({"features": X.to(torch.complex64)}, "features.*torch.complex64"),
     "integer prototypes": ({"prototypes": P.long()}, "prototypes.*torch.int64"),
@@ -133,6 +157,7 @@ def test_bad_values_of_each_backend(backend, monkeypatch):
         ignored = labels.clone()
         ignored[0, 4, 4] = ignored[1, 2, 2] = 255
         expected = proac_cuda.proac_loss(x, _on(backend, ignored), p, backend=backend.name)
+        monkeypatch.setattr(validation, "_looked", True)  # as after the first call of a process
         loss, stats = with_labels()
         assert torch.equal(loss, expected) and stats.invalid_labels.item() == 2
         assert with_weight()[1].invalid_labels.item() == 2
@@ -173,6 +198,65 @@ def test_copied_features_warn_once():
         for _ in range(3):
             _call(features=strided, labels=Y.transpose(1, 2))
     assert len(caught) == 1
+    assert caught[0].filename == __file__, "the warning points at the caller"
+    module = proac_cuda.ProACLoss(3, 8, prototypes=P)
+    validation._warned.clear()
+    with pytest.warns(UserWarning, match="copied") as caught:
+        module(strided, Y.transpose(1, 2))
+    assert caught[0].filename == __file__, "also through a module"
+
+
+@pytest.mark.parametrize(
+    "features, labels",
+    [
+        ((2, 8, 16, 32), (2, 128, 64)),  # transposed labels
+        ((2, 8, 8, 4), (2, 8, 8)),  # (B, H, W, D) with H = D
+        ((1, 8, 4, 8, 16), (1, 16, 8, 4)),  # a volume's axes the other way round
+        ((1, 8, 64, 32), (1, 8, 16)),  # labels coarser than features, transposed
+    ],
+)
+def test_proportions_that_differ_warn_once(features, labels):
+    with pytest.warns(UserWarning, match=r"proportions.*transposed.*channels-last") as caught:
+        for _ in range(2):
+            _call(features=torch.randn(features), labels=torch.zeros(labels, dtype=torch.int64))
+    assert len(caught) == 1
+    assert str(features) in str(caught[0].message) and str(labels) in str(caught[0].message)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("stride", [1, 2, 4, 8, 16, 32])
+def test_strides_of_networks_do_not_warn(stride):
+    """Crops whose sizes do not divide, each halving rounded up, as padded convolutions do, or down."""
+    for height, width in [(769, 769), (1024, 2048), (129, 257), (97, 131), (33, 1025), (360, 480), (64, 32)]:
+        for halve in (lambda n: (n + 1) // 2, lambda n: max(1, n // 2)):
+            h, w = height, width
+            for _ in range(stride.bit_length() - 1):
+                h, w = halve(h), halve(w)
+            features, labels = torch.empty(1, 8, h, w), torch.empty(1, height, width, dtype=torch.int64)
+            validation.check_tensors(features, labels, P, None, None, None)
+            validation.check_tensors(
+                torch.empty(1, 8, height, width), torch.empty_like(labels)[:, :h, :w], P, *[None] * 3
+            )
+
+
+def test_values_are_looked_at_once_on_a_gpu(monkeypatch):
+    """The first call of a process, whatever the device; none while a CUDA graph is captured."""
+    capturing = True
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+    monkeypatch.setattr(validation, "_looked", False)
+    monkeypatch.delenv("PROAC_CHECKS", raising=False)
+    gpu, cpu = torch.device("cuda", 0), torch.device("cpu")
+    looks = validation.looks_at_values
+    assert not looks(gpu)
+    capturing = False
+    assert [looks(cpu), looks(cpu), looks(gpu), looks(gpu), looks(torch.device("cuda", 1))] == [True] * 3 + [False] * 2
+    for value, expected in (("1", True), ("yes", True), ("0", False), ("off", False), ("", False)):
+        monkeypatch.setenv("PROAC_CHECKS", value)
+        monkeypatch.setattr(validation, "_looked", value == "")
+        assert looks(gpu) == expected and looks(cpu)
+    monkeypatch.setenv("PROAC_CHECKS", "sometimes")
+    with pytest.raises(ValueError, match="PROAC_CHECKS.*'sometimes'.*1 or 0"):
+        looks(gpu)
 
 
 @pytest.mark.filterwarnings("error")
@@ -183,6 +267,13 @@ def test_layouts_read_in_place_do_not_warn():
     _call(features=torch.randn(2, 8, 4, 4)[:, :, :2], labels=Y[:, :4])
     _call(features=torch.randn(32, 16)[:, 8:], labels=torch.zeros(32, dtype=torch.int64))
     _call(features=torch.randn(2, 8, 5, 1)[..., :1], labels=Y[:, :5, :1])
+
+
+def test_numpy_numbers_are_numbers():
+    assert torch.equal(_call(temperature=np.float32(0.5)), _call(temperature=0.5))
+    assert torch.equal(_call(pixel_anchor_weight=np.float64(0.5)), _call(pixel_anchor_weight=0.5))
+    module = proac_cuda.ProACLoss(3, 8, prototypes=P, backend="reference", temperature=np.float16(0.5))
+    assert torch.equal(module(X, Y), _call(temperature=0.5))
 
 
 def test_numpy_integers_are_integers():
