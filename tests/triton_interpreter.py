@@ -3,7 +3,7 @@
 Each call of one jitted function by another, ``tl.sum`` included, patches triton.language anew, although the launch has
 patched it already. Here a language module is patched once per launch.
 
-It also raises where a mask is anything but booleans, as the compiler and Triton 3.9's interpreter do; earlier ones took integers.
+It also raises where a mask is anything but booleans, as Triton 3.9's interpreter does; earlier ones took integers.
 """
 
 from __future__ import annotations
