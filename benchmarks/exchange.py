@@ -19,6 +19,7 @@ import proac_cuda
 RANKS = 2
 #: how each collective is called with what a rank contributes: the position of that argument
 COLLECTIVES = {
+    "all_gather_single": 1,
     "all_gather_into_tensor": 1,
     "all_gather": 1,
     "all_reduce": 0,
@@ -46,6 +47,8 @@ def _rank(rank: int, port: int, shape: tuple[int, ...], classes: int, folder: st
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=RANKS)
     counter: Counter[str] = Counter()
     for name, position in COLLECTIVES.items():
+        if not hasattr(dist, name):  # PyTorch before 2.14 has no all_gather_single
+            continue
         setattr(dist, name, _counted(getattr(dist, name), position, counter))
     torch.manual_seed(rank)
     rows = []

@@ -53,7 +53,7 @@ def compile_launch(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any]
     """Compile one launch for ``architecture``."""
     target = target_of(architecture)
     backend = make_backend(target)
-    known = {"debug": False, "instrumentation_mode": ""}
+    known = {"debug": False, "instrumentation_mode": "", **launch.OPTIONS}
     bound, specialized, options = bind(kernel, {**arguments, **known}, backend)
     options, signature, constants, attributes = kernel._pack_args(
         backend, {**arguments, **known}, bound, specialized, options

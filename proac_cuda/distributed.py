@@ -40,10 +40,15 @@ def world_size(group: Any) -> int:
     return 1 if group is None else dist.get_world_size(group)
 
 
+def _all_gather() -> Callable[..., Any]:
+    """PyTorch 2.14 renamed it, and warns at the old name. Looked up at the call, where tools may have put their own."""
+    return getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
+
 def gather(values: Tensor, group: Any) -> Tensor:
     """The tensors of all ranks, stacked in rank order: (R, *shape)."""
     gathered = values.new_empty(world_size(group), *values.shape)
-    dist.all_gather_into_tensor(gathered.flatten(), values.contiguous().flatten(), group=group)
+    _all_gather()(gathered.flatten(), values.contiguous().flatten(), group=group)
     return gathered
 
 

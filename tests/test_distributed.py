@@ -7,6 +7,7 @@ import os
 import pickle
 import socket
 import threading
+import warnings
 
 import pytest
 import torch
@@ -82,6 +83,7 @@ def _losses(model, images, labels, prototypes, weight, dtype, group):
 def _worker(rank: int, world_size: int, port: int, dtype: torch.dtype, results: str) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
+    warnings.simplefilter("error")  # a warning about this package's own calls, or about names that PyTorch will drop
     dist.init_process_group("gloo", rank=rank, world_size=world_size)
     torch.manual_seed(0)
     model = torch.nn.parallel.DistributedDataParallel(_Model())

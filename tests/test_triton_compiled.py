@@ -22,6 +22,8 @@ from triton_offline import Compiler, Variants, instead_of_launching  # noqa: E40
 from proac_cuda import reference  # noqa: E402
 from proac_cuda.triton import launch  # noqa: E402
 
+pytestmark = pytest.mark.filterwarnings("error")  # what Triton will change, and says so, is decided here
+
 
 def _check(cells, jobs=1):
     """No spills, shared memory that fits, tensor cores where there are some for the dtype."""

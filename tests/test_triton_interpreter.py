@@ -42,7 +42,11 @@ def test_the_suite_in_the_interpreter():
         "--backend",
         "triton",
         "-W",
-        "ignore",
+        "ignore::RuntimeWarning",  # NumPy's, at 1/0 and log 0
+        "-W",
+        "error::FutureWarning",
+        "-W",
+        "error::DeprecationWarning",
     ]
     done = subprocess.run(
         [*command, *FILES], cwd=ROOT / "tests", env=_environment(TRITON_INTERPRET="1"), capture_output=True, text=True

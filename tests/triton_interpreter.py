@@ -2,6 +2,8 @@
 
 Each call of one jitted function by another, ``tl.sum`` included, patches triton.language anew, although the launch has
 patched it already. Here a language module is patched once per launch.
+
+It also raises where a mask is anything but booleans, as Triton 3.9's interpreter does; earlier ones took integers.
 """
 
 from __future__ import annotations
@@ -35,3 +37,22 @@ def _patch_once(function: Any) -> Any:
 
 interpreter.GridExecutor.__call__ = _launch
 interpreter._patch_lang = _patch_once
+
+
+_builder = interpreter.InterpreterBuilder
+
+
+def _strict(name: str, place: int) -> None:
+    function = getattr(_builder, name)
+
+    def call(self: Any, *args: Any) -> Any:
+        if args[place].data.dtype != bool:
+            raise TypeError(f"{name}: the mask is {args[place].data.dtype}")
+        return function(self, *args)
+
+    setattr(_builder, name, call)
+
+
+_strict("create_masked_load", 1)
+_strict("create_masked_store", 2)
+_strict("create_atomic_rmw", 3)

@@ -175,7 +175,8 @@ def class_statistics_kernel(
         for block in tl.static_range(BLOCKS):
             k = first + block * KB + tl.arange(0, KB)
             own_s = tl.where(label[None, :] == k[:, None], s[block], own_s)
-        ours = (label >= first) & (label < first + BLOCKS * KB) | ((label < 0) & (first == 0))
+        lowest = tl.where(first == 0, -1, first)  # pixels outside V, label -1, are left to the first program
+        ours = (label >= lowest) & (label < first + BLOCKS * KB)
         tl.store(positive + index, tl.sum(own_s, 0), mask=inside & ours)
 
         count = tl.sum(weight, 0)
