@@ -270,9 +270,10 @@ def check_tensors(features: Any, labels: Any, prototypes: Any, pixel_weight: Any
             "labels have no channel axis: pass labels.squeeze(1)"
         )
     if labels.ndim != expected:
+        last = labels.ndim == features.ndim and labels.shape[-1] == 1
         raise ValueError(
             f"labels: expected {expected} axes, (B, *spatial) of any spatial size, for features of shape "
-            f"{_shape(features)}, got shape {_shape(labels)}"
+            f"{_shape(features)}, got shape {_shape(labels)}" + ("; pass labels.squeeze(-1)" if last else "")
         )
     if labels.shape[0] != features.shape[0]:
         raise ValueError(
@@ -294,12 +295,18 @@ def check_tensors(features: Any, labels: Any, prototypes: Any, pixel_weight: Any
         raise ValueError(
             f"prototypes: expected (K, {features.shape[1]}), D being axis 1 of features {_shape(features)}, "
             f"got shape {_shape(prototypes)}"
+            + ("; pass prototypes.t()" if prototypes.shape[0] == features.shape[1] else "")
         )
     if pixel_weight is not None:
         check_tensor("pixel_weight", pixel_weight, FEATURE_DTYPES)
         if pixel_weight.shape != labels.shape:
+            remedy = ""
+            if pixel_weight.ndim == labels.ndim + 1 and pixel_weight.shape[1] == 1:
+                remedy = "; pass pixel_weight.squeeze(1)"
+            elif pixel_weight.shape == features.shape[:1] + features.shape[2:]:
+                remedy = "; bring it from the features' resolution to that of the labels, as by interpolate"
             raise ValueError(
-                f"pixel_weight: expected the shape of labels, {_shape(labels)}, got {_shape(pixel_weight)}"
+                f"pixel_weight: expected the shape of labels, {_shape(labels)}, got {_shape(pixel_weight)}{remedy}"
             )
     if class_weight is not None:
         check_tensor("class_weight", class_weight, FEATURE_DTYPES)
