@@ -15,10 +15,11 @@ import numpy
 import torch
 from torch import Tensor
 
-from ._code_bounds import best_lower_bound
-from ._code_cache import read_code, write_atomically, write_code
-from ._spherical_codes import ALGORITHM_VERSION, find_spherical_code, largest_cosine
-from .validation import as_int, as_seed
+from .bounds import best_lower_bound
+from .cache import read_code, write_atomically, write_code
+from .search import ALGORITHM_VERSION
+from .descent import largest_cosine
+from ..validation import as_int, as_seed
 
 PROTOTYPE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 

@@ -1,0 +1,155 @@
+"""Numerical search for spherical codes: K unit vectors in R^D whose largest pairwise cosine is small.
+
+Only the cases without a known arrangement come here (K > 2D, D > 2). Rounds of starts descend together: random ones,
+symmetric ones, and the best so far disturbed (`starts`). Few of each round are worth a descent to the last digits (`descent`),
+and the best has its contact equations solved (`contacts`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .contacts import solve_contacts
+from .descent import Orbits, anneal, largest_cosine, largest_cosines, soft_maxima
+from .starts import disturbed, random_starts, subsets, symmetric_starts
+
+# Raise this number whenever a change here alters the result: cached arrangements of another version are not used.
+ALGORITHM_VERSION = 2
+
+# The work of the default search, in evaluations of the soft maximum times what one costs: under a minute of a core of 2020.
+_NANOSECONDS = 50e9
+
+# A search ends early once so many rounds have come to the same best cosine (within the tolerance).
+_AGREEING_ROUNDS = 12
+_AGREEMENT = 1e-9
+
+_COARSE_SHARPNESS = 2000.0
+_LAST_SHARPNESS = 1e8
+
+
+@dataclass(frozen=True)
+class SearchPlan:
+    """How much work a search may take: depends on the size of the problem only, never on the clock."""
+
+    rounds: int
+    starts: int  # that descend together in a round
+    iterations: int  # L-BFGS steps for each sharpness
+    sharpness_step: float  # from one sharpness to the next, up to `_COARSE_SHARPNESS`
+
+
+class Found(NamedTuple):
+    """The best that a search has found so far."""
+
+    points: Tensor  # (K, D) float64, unit rows
+    cosine: float
+    fraction: float  # of the plan that is done
+
+
+def search_plan(num_points: int, dimension: int) -> SearchPlan:
+    """Many starts where one costs milliseconds; one patient descent where it costs seconds or minutes."""
+    nanoseconds = 3000.0 + num_points**2 * (4.0 + 0.35 * dimension)
+    evaluations = _NANOSECONDS / nanoseconds
+    if evaluations < 8000:
+        return SearchPlan(1, 1, 30, 1.5 if evaluations < 500 else 1.2)
+    starts = max(1, min(32, (1 << 17) // num_points**2))
+    return SearchPlan(max(1, int(evaluations / (450 * starts))), starts, 40, 1.7)
+
+
+def search(
+    num_points: int,
+    dimension: int,
+    *,
+    lower_bound: float = -1.0,
+    larger: Tensor | None = None,
+    plan: SearchPlan | None = None,
+    endless: bool = False,
+) -> Iterator[Found]:
+    """Search for unit vectors whose largest pairwise cosine is as small as possible, and yield the best again and again.
+
+    Args:
+        num_points: K >= 2.
+        dimension: D >= 2.
+        lower_bound: no arrangement has a smaller largest cosine; the search ends once it is reached.
+        larger: a good arrangement of more vectors in R^D; some starts are subsets of it.
+        plan: how much work to spend; by default what `search_plan` says.
+        endless: go on when the plan is done (not when the bound is reached).
+    """
+    plan = search_plan(num_points, dimension) if plan is None else plan
+    generator = torch.Generator(device="cpu").manual_seed(0)
+    best: Orbits | None = None
+    best_cosine, best_soft, agreeing, number = math.inf, math.inf, 0, 0
+    points: Tensor | None = None
+    while endless or number < plan.rounds:
+        orbits, first = _starting_round(num_points, dimension, number, plan, best, larger, generator)
+        levels = list(_sharpnesses(first, plan))
+        for level, orbits in enumerate(anneal(orbits, levels, plan.iterations)):
+            if points is None or level == len(levels) - 1:
+                cosines = largest_cosines(orbits)
+                if float(cosines.min()) < best_cosine:
+                    best_cosine, points = float(cosines.min()), orbits.points()[cosines.argmin()]
+            if points is not None:
+                yield Found(points, best_cosine, min(1.0, (number + (level + 1) / len(levels)) / plan.rounds))
+        soft = soft_maxima(orbits, levels[-1])
+        promising = [start for start in soft.argsort().tolist()[:2] if float(soft[start]) < best_soft + 1e-4]
+        number += 1
+        for start in promising:
+            fine = _refine(orbits.choose(torch.tensor([start], device="cpu")), plan)
+            cosine = float(largest_cosines(fine))
+            if cosine < best_cosine + 1e-6:
+                solved = solve_contacts(fine.points()[0])
+                cosine = largest_cosine(solved)
+                agreeing = 1 if cosine < best_cosine - _AGREEMENT else agreeing + (cosine < best_cosine + _AGREEMENT)
+                if cosine < best_cosine:
+                    best_cosine, points = cosine, solved
+                    best, best_soft = fine, float(soft[start])
+        assert points is not None
+        done = best_cosine <= lower_bound + 1e-12 or (agreeing >= _AGREEING_ROUNDS and not endless)
+        yield Found(points, best_cosine, 1.0 if done else min(1.0, number / plan.rounds))
+        if done:
+            return
+
+
+def _starting_round(
+    num_points: int,
+    dimension: int,
+    number: int,
+    plan: SearchPlan,
+    best: Orbits | None,
+    larger: Tensor | None,
+    generator: torch.Generator,
+) -> tuple[Orbits, Tensor]:
+    """The starts of a round, and the sharpness to begin with for each of them.
+
+    Low values suit very regular codes (24 points in 4 dimensions), high values those in which the points are not all alike
+    (13 points in 3 dimensions).
+    """
+    batch, kind = plan.starts, number % 5
+    spread = torch.rand(batch, generator=generator, dtype=torch.float64, device="cpu")
+    if larger is not None and kind == 3:
+        return subsets(larger, num_points, batch, generator), 20.0 * 10.0**spread
+    if best is not None and kind in (2, 4):
+        return disturbed(best, batch, generator), 30.0 * 10.0**spread
+    if kind == 0:
+        return random_starts(num_points, dimension, batch, generator), 4.0 * (30.0 if dimension <= 4 else 8.0) ** spread
+    return symmetric_starts(num_points, dimension, batch, generator), 4.0 * 10.0**spread
+
+
+def _sharpnesses(first: Tensor, plan: SearchPlan) -> Iterator[Tensor]:
+    """From the first values to the coarse one, by equal factors for each start."""
+    count = math.ceil(math.log(_COARSE_SHARPNESS / float(first.min())) / math.log(plan.sharpness_step))
+    for level in range(count + 1):
+        yield first * (_COARSE_SHARPNESS / first) ** (level / count)
+
+
+def _refine(orbits: Orbits, plan: SearchPlan) -> Orbits:
+    count = math.ceil(math.log(_LAST_SHARPNESS / _COARSE_SHARPNESS) / math.log(4.0))
+    levels = [torch.full((1,), _COARSE_SHARPNESS * 4.0**k, dtype=torch.float64, device="cpu") for k in range(1, count + 1)]
+    for orbits in anneal(orbits, levels, 2 * plan.iterations):
+        pass
+    return orbits
