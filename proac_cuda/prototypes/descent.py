@@ -22,7 +22,7 @@ from torch import Tensor
 # needed grows with K D rather than K^2.
 _BLOCK_PAIRS = 1 << 18
 
-_LBFGS_MEMORY = 8
+_LBFGS_MEMORY = 6
 _BACKTRACKS = 8
 
 

@@ -22,15 +22,22 @@ from .starts import disturbed, random_starts, subsets, symmetric_starts
 # Raise this number whenever a change here alters the result: cached arrangements of another version are not used.
 ALGORITHM_VERSION = 2
 
-# The work of the default search, in evaluations of the soft maximum times what one costs: under a minute of a core of 2020.
-_NANOSECONDS = 50e9
+# The work of the default search, by what steps cost on a busy core of 2020.
+_NANOSECONDS = 80e9
 
 # A search ends early once so many rounds have come to the same best cosine (within the tolerance).
 _AGREEING_ROUNDS = 12
 _AGREEMENT = 1e-9
 
 _COARSE_SHARPNESS = 2000.0
-_LAST_SHARPNESS = 1e8
+_LAST_SHARPNESS = 1e7
+
+# The soft maximum at the coarse sharpness ranks starts. Equal arrangements differ by less than the first of these, what is
+# worse by more than the second stays worse; of each round so many are refined. Refined cosines are off by less than the last.
+_SAME_SOFT = 3e-7
+_HOPELESS = 1e-4
+_REFINED_PER_ROUND = 4
+_UNSETTLED = 1e-6
 
 
 @dataclass(frozen=True)
@@ -53,12 +60,13 @@ class Found(NamedTuple):
 
 def search_plan(num_points: int, dimension: int) -> SearchPlan:
     """Many starts where one costs milliseconds; one patient descent where it costs seconds or minutes."""
-    nanoseconds = 3000.0 + num_points**2 * (4.0 + 0.35 * dimension)
-    evaluations = _NANOSECONDS / nanoseconds
-    if evaluations < 8000:
-        return SearchPlan(1, 1, 30, 1.5 if evaluations < 500 else 1.2)
+    evaluation = 20e3 + num_points**2 * (8.0 + 0.7 * dimension)  # nanoseconds of one start
+    overhead = 0.7e6  # of a step, whatever the number of starts
     starts = max(1, min(32, (1 << 17) // num_points**2))
-    return SearchPlan(max(1, int(evaluations / (450 * starts))), starts, 40, 1.7)
+    rounds = int(_NANOSECONDS / (600 * (overhead + starts * evaluation)))
+    if rounds >= 4:
+        return SearchPlan(rounds, starts, 40, 1.7)
+    return SearchPlan(1, 1, 30, 1.2 if evaluation < 50e6 else 1.5)
 
 
 def search(
@@ -83,32 +91,40 @@ def search(
     plan = search_plan(num_points, dimension) if plan is None else plan
     generator = torch.Generator(device="cpu").manual_seed(0)
     best: Orbits | None = None
-    best_cosine, best_soft, agreeing, number = math.inf, math.inf, 0, 0
+    best_cosine, settled, agreeing, number = math.inf, math.inf, 0, 0
+    known_soft: list[float] = []  # of the arrangements that were refined
     points: Tensor | None = None
     while endless or number < plan.rounds:
-        orbits, first = _starting_round(num_points, dimension, number, plan, best, larger, generator)
-        levels = list(_sharpnesses(first, plan))
-        for level, orbits in enumerate(anneal(orbits, levels, plan.iterations)):
-            if points is None or level == len(levels) - 1:
-                cosines = largest_cosines(orbits)
-                if float(cosines.min()) < best_cosine:
-                    best_cosine, points = float(cosines.min()), orbits.points()[cosines.argmin()]
-            if points is not None:
-                yield Found(points, best_cosine, min(1.0, (number + (level + 1) / len(levels)) / plan.rounds))
-        soft = soft_maxima(orbits, levels[-1])
-        promising = [start for start in soft.argsort().tolist()[:2] if float(soft[start]) < best_soft + 1e-4]
+        if best is not None and number % 6 == 5:
+            fine = _refine(disturbed(best, plan.starts, generator, scale=1e-3), plan)
+            yield Found(points, best_cosine, min(1.0, number / plan.rounds))
+        else:
+            orbits, first = _starting_round(num_points, dimension, number, plan, best, larger, generator)
+            levels = list(_sharpnesses(first, plan))
+            for level, orbits in enumerate(anneal(orbits, levels, plan.iterations)):
+                if points is None or level == len(levels) - 1:
+                    cosines = largest_cosines(orbits)
+                    if float(cosines.min()) < best_cosine:
+                        best_cosine, points = float(cosines.min()), orbits.points()[cosines.argmin()]
+                if points is not None:
+                    yield Found(points, best_cosine, min(1.0, (number + (level + 1) / len(levels)) / plan.rounds))
+            candidates = _worth_refining(soft_maxima(orbits, levels[-1]), known_soft)
+            agreeing += candidates.agreeing
+            fine = _refine(orbits.choose(candidates.starts), plan) if candidates.starts.numel() else None
+            known_soft += candidates.soft
         number += 1
-        for start in promising:
-            fine = _refine(orbits.choose(torch.tensor([start], device="cpu")), plan)
-            cosine = float(largest_cosines(fine))
-            if cosine < best_cosine + 1e-6:
-                solved = solve_contacts(fine.points()[0])
+        if fine is not None:
+            cosines = largest_cosines(fine)
+            lowest = cosines.argmin().reshape(1)
+            cosine = float(cosines[lowest])
+            agreeing += abs(cosine - settled) < _UNSETTLED
+            if cosine < min(settled, best_cosine + _UNSETTLED):
+                settled, best = cosine, fine.choose(lowest)
+                solved = solve_contacts(best.points()[0])
                 cosine = largest_cosine(solved)
-                agreeing = 1 if cosine < best_cosine - _AGREEMENT else agreeing + (cosine < best_cosine + _AGREEMENT)
+                agreeing = 0 if cosine < best_cosine - _AGREEMENT else agreeing
                 if cosine < best_cosine:
                     best_cosine, points = cosine, solved
-                    best, best_soft = fine, float(soft[start])
-        assert points is not None
         done = best_cosine <= lower_bound + 1e-12 or (agreeing >= _AGREEING_ROUNDS and not endless)
         yield Found(points, best_cosine, 1.0 if done else min(1.0, number / plan.rounds))
         if done:
@@ -147,9 +163,32 @@ def _sharpnesses(first: Tensor, plan: SearchPlan) -> Iterator[Tensor]:
         yield first * (_COARSE_SHARPNESS / first) ** (level / count)
 
 
+class _Candidates(NamedTuple):
+    starts: Tensor  # their numbers, best first
+    soft: list[float]
+    agreeing: bool  # one of the round's starts came to the best arrangement known
+
+
+def _worth_refining(soft: Tensor, known: list[float]) -> _Candidates:
+    """The starts of a round that may beat the best: not much worse now, and not an arrangement that was refined already."""
+    starts: list[int] = []
+    values: list[float] = []
+    agreeing = False
+    for start in soft.argsort().tolist():
+        value = float(soft[start])
+        if len(starts) == _REFINED_PER_ROUND or (known and value > min(known) + _HOPELESS):
+            break
+        agreeing |= bool(known) and abs(value - min(known)) < _SAME_SOFT
+        if all(abs(value - other) >= _SAME_SOFT for other in (*known, *values)):
+            starts.append(start)
+            values.append(value)
+    return _Candidates(torch.tensor(starts, dtype=torch.int64, device="cpu"), values, agreeing)
+
+
 def _refine(orbits: Orbits, plan: SearchPlan) -> Orbits:
     count = math.ceil(math.log(_LAST_SHARPNESS / _COARSE_SHARPNESS) / math.log(4.0))
-    levels = [torch.full((1,), _COARSE_SHARPNESS * 4.0**k, dtype=torch.float64, device="cpu") for k in range(1, count + 1)]
+    shape = orbits.vectors.shape[:1]
+    levels = [torch.full(shape, _COARSE_SHARPNESS * 4.0**k, dtype=torch.float64, device="cpu") for k in range(1, count + 1)]
     for orbits in anneal(orbits, levels, 2 * plan.iterations):
         pass
     return orbits

@@ -51,14 +51,19 @@ def symmetric_starts(num_points: int, dimension: int, batch: int, generator: tor
     return Orbits(normalise(vectors), free, torch.stack(images), fixed_coordinates)
 
 
-def disturbed(best: Orbits, batch: int, generator: torch.Generator) -> Orbits:
-    """Copies of one arrangement, its symmetry kept: some of its vectors anew at random, or all of them moved a little."""
+def disturbed(best: Orbits, batch: int, generator: torch.Generator, scale: float = 0.0) -> Orbits:
+    """Copies of one arrangement, its symmetry kept: some of its vectors anew at random, or all of them moved a little.
+
+    With a `scale` all are moved, by a tenth of it to ten times as much.
+    """
     vectors = best.vectors.expand(batch, -1, -1).clone()
     fixed = best.fixed.expand(batch, -1)
     rows, dimension = vectors.shape[1:]
     noise = normalise(_gaussian(generator, batch, rows, dimension))
     for start in range(batch):
-        if _integer(generator, 0, 2):
+        if scale:
+            vectors[start] += noise[start] * (0.1 * scale * 100.0 ** _uniform(generator))
+        elif _integer(generator, 0, 2):
             vectors[start] += noise[start] * (0.05 * 10.0 ** _uniform(generator))
         else:
             count = _integer(generator, 1, max(1, rows // 6) + 1)
