@@ -48,6 +48,7 @@ class SearchPlan:
     starts: int  # that descend together in a round
     iterations: int  # L-BFGS steps for each sharpness
     sharpness_step: float  # from one sharpness to the next, up to `_COARSE_SHARPNESS`
+    seconds: float = 0.0  # of a busy core, about
 
 
 class Found(NamedTuple):
@@ -63,10 +64,13 @@ def search_plan(num_points: int, dimension: int) -> SearchPlan:
     evaluation = 20e3 + num_points**2 * (8.0 + 0.7 * dimension)  # nanoseconds of one start
     overhead = 0.7e6  # of a step, whatever the number of starts
     starts = max(1, min(32, (1 << 17) // num_points**2))
-    rounds = int(_NANOSECONDS / (600 * (overhead + starts * evaluation)))
+    round_time = 600 * (overhead + starts * evaluation)
+    rounds = int(_NANOSECONDS / round_time)
     if rounds >= 4:
-        return SearchPlan(rounds, starts, 40, 1.7)
-    return SearchPlan(1, 1, 30, 1.2 if evaluation < 50e6 else 1.5)
+        return SearchPlan(rounds, starts, 40, 1.7, _NANOSECONDS * 1e-9)
+    step = 1.2 if evaluation < 50e6 else 1.5
+    steps = 30 * (math.log(_COARSE_SHARPNESS / 4.0) / math.log(step) + 14)
+    return SearchPlan(1, 1, 30, step, steps * (overhead + evaluation) * 1e-9)
 
 
 def search(
@@ -84,7 +88,7 @@ def search(
         num_points: K >= 2.
         dimension: D >= 2.
         lower_bound: no arrangement has a smaller largest cosine; the search ends once it is reached.
-        larger: a good arrangement of more vectors in R^D; some starts are subsets of it.
+        larger: a good arrangement of K or more vectors in R^D; the search starts from its first K, and some starts are subsets.
         plan: how much work to spend; by default what `search_plan` says.
         endless: go on when the plan is done (not when the bound is reached).
     """
@@ -94,6 +98,9 @@ def search(
     best_cosine, settled, agreeing, number = math.inf, math.inf, 0, 0
     known_soft: list[float] = []  # of the arrangements that were refined
     points: Tensor | None = None
+    if larger is not None:
+        points = larger[:num_points]
+        best_cosine = settled = largest_cosine(points)
     while endless or number < plan.rounds:
         if best is not None and number % 6 == 5:
             fine = _refine(disturbed(best, plan.starts, generator, scale=1e-3), plan)
