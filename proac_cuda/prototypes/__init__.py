@@ -7,7 +7,7 @@ result is, `cache` keeps it, `files` read and write it.
 
 from .certificate import PrototypeCertificate, prototype_certificate
 from .files import PROTOTYPE_DTYPES, load_prototypes, save_prototypes
-from .uniform import uniform_prototypes
+from .uniform import search_prototypes, uniform_prototypes
 
 __all__ = [
     "PROTOTYPE_DTYPES",
@@ -15,5 +15,6 @@ __all__ = [
     "load_prototypes",
     "prototype_certificate",
     "save_prototypes",
+    "search_prototypes",
     "uniform_prototypes",
 ]

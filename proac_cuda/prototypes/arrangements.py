@@ -76,7 +76,8 @@ def _circle(num_points: int) -> Tensor:
 
 
 def _unit(rows: Tensor) -> Tensor:
-    return rows / rows.norm(dim=1, keepdim=True)
+    norms: Tensor = rows.norm(dim=1, keepdim=True)
+    return rows / norms
 
 
 def _rows(vectors: Iterable[Iterable[float]]) -> Tensor:
@@ -264,7 +265,9 @@ def _leech_552() -> Tensor:
     words = _golay_words()
     special = torch.ones(24, dtype=torch.float64, device="cpu")
     special[0] = 5.0
-    minimal = [_with(24, {i: a, j: b}) for i, j in itertools.combinations(range(24), 2) for a in (4, -4) for b in (4, -4)]
+    minimal = [
+        _with(24, {i: a, j: b}) for i, j in itertools.combinations(range(24), 2) for a in (4, -4) for b in (4, -4)
+    ]
     for word in words:
         places = [k for k in range(24) if word >> k & 1]
         if len(places) == 8:
@@ -319,7 +322,8 @@ def _kerdock_288() -> Tensor:
         chosen = [pair for n, pair in enumerate(pairs) if form >> n & 1]
         for character, sign in itertools.product(bits, (0.25, -0.25)):
             exponents = [
-                sum(x[i] * x[j] for i, j in chosen) + sum(a * b for a, b in zip(character, x, strict=True)) for x in bits
+                sum(x[i] * x[j] for i, j in chosen) + sum(a * b for a, b in zip(character, x, strict=True))
+                for x in bits
             ]
             points.append([sign * (-1.0) ** exponent for exponent in exponents])
     return _rows(points)
@@ -350,7 +354,9 @@ _NAMED = {
     (120, 4): Arrangement("600-cell", _cell_600),
     (16, 5): Arrangement("Clebsch graph's eigenspace", _clebsch),
     (40, 5): Arrangement("roots of D5", lambda: _roots_d(5)),
-    (27, 6): Arrangement("Schlaefli graph's eigenspace", lambda: _at_cosine(_at_cosine(_roots_e8(), 0, 1 / 2), 0, 1 / 3)),
+    (27, 6): Arrangement(
+        "Schlaefli graph's eigenspace", lambda: _at_cosine(_at_cosine(_roots_e8(), 0, 1 / 2), 0, 1 / 3)
+    ),
     (72, 6): Arrangement("roots of E6", lambda: _roots_orthogonal(_roots_e8(), 2)),
     (56, 7): Arrangement("28 equiangular lines", lambda: _at_cosine(_roots_e8(), 0, 1 / 2)),
     (126, 7): Arrangement("roots of E7", lambda: _roots_orthogonal(_roots_e8(), 1)),

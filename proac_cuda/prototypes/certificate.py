@@ -18,7 +18,7 @@ _SAME = 1e-6
 
 
 class PrototypeCertificate(NamedTuple):
-    """How good an arrangement is: what it reaches, what no arrangement of K unit vectors in R^D can beat, and what is published."""
+    """How good an arrangement is: what it reaches, what no K unit vectors in R^D can beat, what is published."""
 
     largest_cosine: float
     lower_bound: float
@@ -39,10 +39,10 @@ def prototype_certificate(prototypes: Tensor) -> PrototypeCertificate:
     Returns:
         `PrototypeCertificate(largest_cosine, lower_bound, bound, gap, arrangement, best_known, source, remark)`, computed in
         float64. `bound` names the bound: "simplex", "Rankin", "circle", "Fejes Toth", "Levenshtein", "Delsarte" (by linear
-        programming, which needs scipy; `remark` says where it was not tried) or "pigeonhole". `gap` is the difference of the first two; 0 up to rounding
-        (which may make it slightly negative) proves the arrangement optimal. A bound need not be reachable, so a positive gap
-        does not prove the opposite. With one prototype there is no pair: largest cosine and bound are then -1, the smallest
-        cosine there is, the gap is 0 and `bound` is "no pair".
+        programming, which needs scipy: `remark` says where it was not tried) or "pigeonhole". `gap` is the difference of the
+        first two; 0 up to rounding (which may make it slightly negative) proves the arrangement optimal. A bound need not be
+        reachable, so a positive gap does not prove the opposite. With one prototype there is no pair: largest cosine and bound
+        are then -1, the smallest cosine there is, the gap is 0 and `bound` is "no pair".
 
         `arrangement` names what this is, as far as its largest cosine tells; "" where that is nothing with a name. `best_known`
         is the smallest largest cosine published for K and D, and `source` says where, and whether it is proven to be the

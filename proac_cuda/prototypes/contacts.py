@@ -52,7 +52,9 @@ def _newton(points: Tensor, tolerance: float) -> Tensor:
     return normalise(points)
 
 
-def _shortest_step(points: Tensor, first: Tensor, second: Tensor, touch: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
+def _shortest_step(
+    points: Tensor, first: Tensor, second: Tensor, touch: Tensor, length: Tensor
+) -> tuple[Tensor, Tensor]:
     """The least-squares solution of the linearised equations with the smallest norm (CGLS, Paige and Saunders 1982)."""
 
     def product(moved: Tensor, raised: Tensor) -> tuple[Tensor, Tensor]:

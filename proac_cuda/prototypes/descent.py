@@ -76,7 +76,7 @@ def largest_cosines(orbits: Orbits) -> Tensor:
 
 
 def anneal(orbits: Orbits, sharpnesses: Iterable[Tensor], iterations: int) -> Iterator[Orbits]:
-    """Minimise the soft maximum for one sharpness (B,) after the other, with so many L-BFGS steps for each; after each, the result."""
+    """Minimise the soft maximum for one sharpness (B,) after the other, by so many L-BFGS steps each; yields each result."""
     for sharpness in sharpnesses:
         orbits = _minimise_soft_maximum(orbits, sharpness, iterations)
         yield orbits

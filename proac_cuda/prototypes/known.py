@@ -60,11 +60,11 @@ def larger_arrangement(num_points: int, dimension: int) -> Tensor | None:
 
 @lru_cache(maxsize=1)
 def _table() -> dict[tuple[int, int], BestKnown]:
-    with resources.files(__package__).joinpath("best_known.csv").open(newline="") as stream:
-        return {
-            (int(row["K"]), int(row["D"])): BestKnown(float(row["cosine"]), row["status"] == "proven", row["source"])
-            for row in csv.DictReader(stream)
-        }
+    text = resources.files(__package__).joinpath("best_known.csv").read_text()
+    return {
+        (int(row["K"]), int(row["D"])): BestKnown(float(row["cosine"]), row["status"] == "proven", row["source"])
+        for row in csv.DictReader(text.splitlines())
+    }
 
 
 @lru_cache(maxsize=1)

@@ -7,6 +7,7 @@ and the best has its contact equations solved (`contacts`).
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -93,74 +94,86 @@ def search(
         endless: go on when the plan is done (not when the bound is reached).
     """
     plan = search_plan(num_points, dimension) if plan is None else plan
-    generator = torch.Generator(device="cpu").manual_seed(0)
-    best: Orbits | None = None
-    best_cosine, settled, agreeing, number = math.inf, math.inf, 0, 0
-    known_soft: list[float] = []  # of the arrangements that were refined
-    points: Tensor | None = None
-    if larger is not None:
-        points = larger[:num_points]
-        best_cosine = settled = largest_cosine(points)
-    while endless or number < plan.rounds:
-        if best is not None and number % 6 == 5:
-            fine = _refine(disturbed(best, plan.starts, generator, scale=1e-3), plan)
-            yield Found(points, best_cosine, min(1.0, number / plan.rounds))
-        else:
-            orbits, first = _starting_round(num_points, dimension, number, plan, best, larger, generator)
-            levels = list(_sharpnesses(first, plan))
-            for level, orbits in enumerate(anneal(orbits, levels, plan.iterations)):
-                if points is None or level == len(levels) - 1:
-                    cosines = largest_cosines(orbits)
-                    if float(cosines.min()) < best_cosine:
-                        best_cosine, points = float(cosines.min()), orbits.points()[cosines.argmin()]
-                if points is not None:
-                    yield Found(points, best_cosine, min(1.0, (number + (level + 1) / len(levels)) / plan.rounds))
-            candidates = _worth_refining(soft_maxima(orbits, levels[-1]), known_soft)
-            agreeing += candidates.agreeing
-            fine = _refine(orbits.choose(candidates.starts), plan) if candidates.starts.numel() else None
-            known_soft += candidates.soft
-        number += 1
-        if fine is not None:
-            cosines = largest_cosines(fine)
-            lowest = cosines.argmin().reshape(1)
-            cosine = float(cosines[lowest])
-            agreeing += abs(cosine - settled) < _UNSETTLED
-            if cosine < min(settled, best_cosine + _UNSETTLED):
-                settled, best = cosine, fine.choose(lowest)
-                solved = solve_contacts(best.points()[0])
-                cosine = largest_cosine(solved)
-                agreeing = 0 if cosine < best_cosine - _AGREEMENT else agreeing
-                if cosine < best_cosine:
-                    best_cosine, points = cosine, solved
-        done = best_cosine <= lower_bound + 1e-12 or (agreeing >= _AGREEING_ROUNDS and not endless)
-        yield Found(points, best_cosine, 1.0 if done else min(1.0, number / plan.rounds))
-        if done:
+    state = _Search(num_points, dimension, plan, larger)
+    for number in itertools.count():
+        for fraction in state.round(number):
+            yield state.found(min(1.0, (number + fraction) / plan.rounds))
+        done = state.cosine <= lower_bound + 1e-12 or number + 1 >= plan.rounds or state.agreeing >= _AGREEING_ROUNDS
+        if done and (not endless or state.cosine <= lower_bound + 1e-12):
+            yield state.found(1.0)
             return
 
 
-def _starting_round(
-    num_points: int,
-    dimension: int,
-    number: int,
-    plan: SearchPlan,
-    best: Orbits | None,
-    larger: Tensor | None,
-    generator: torch.Generator,
-) -> tuple[Orbits, Tensor]:
-    """The starts of a round, and the sharpness to begin with for each of them.
+class _Search:
+    """The best so far, and how often rounds have come to it."""
 
-    Low values suit very regular codes (24 points in 4 dimensions), high values those in which the points are not all alike
-    (13 points in 3 dimensions).
-    """
-    batch, kind = plan.starts, number % 5
-    spread = torch.rand(batch, generator=generator, dtype=torch.float64, device="cpu")
-    if larger is not None and kind == 3:
-        return subsets(larger, num_points, batch, generator), 20.0 * 10.0**spread
-    if best is not None and kind in (2, 4):
-        return disturbed(best, batch, generator), 30.0 * 10.0**spread
-    if kind == 0:
-        return random_starts(num_points, dimension, batch, generator), 4.0 * (30.0 if dimension <= 4 else 8.0) ** spread
-    return symmetric_starts(num_points, dimension, batch, generator), 4.0 * 10.0**spread
+    def __init__(self, num_points: int, dimension: int, plan: SearchPlan, larger: Tensor | None) -> None:
+        self.num_points, self.dimension, self.plan, self.larger = num_points, dimension, plan, larger
+        self.generator = torch.Generator(device="cpu").manual_seed(0)
+        self.points = None if larger is None else larger[:num_points]
+        self.cosine = math.inf if self.points is None else largest_cosine(self.points)
+        self.agreeing = 0
+        self._refined_cosine = self.cosine  # before its contact equations were solved
+        self._refined: Orbits | None = None
+        self._known_soft: list[float] = []  # of the arrangements that were refined
+
+    def found(self, fraction: float) -> Found:
+        assert self.points is not None
+        return Found(self.points, self.cosine, fraction)
+
+    def round(self, number: int) -> Iterator[float]:
+        """Yields the fraction of the round that is done; there are points from the first time on."""
+        if self._refined is not None and number % 6 == 5:
+            self._settle(_refine(disturbed(self._refined, self.plan.starts, self.generator, scale=1e-3), self.plan))
+            return
+        orbits, first = self._starts(number % 6)
+        levels = list(_sharpnesses(first, self.plan))
+        for level, annealed in enumerate(anneal(orbits, levels, self.plan.iterations)):
+            orbits = annealed
+            if self.points is None or level == len(levels) - 1:
+                cosines = largest_cosines(orbits)
+                if float(cosines.min()) < self.cosine:
+                    self.cosine, self.points = float(cosines.min()), orbits.points()[cosines.argmin()]
+            yield (level + 1) / (len(levels) + 1)
+        candidates = _worth_refining(soft_maxima(orbits, levels[-1]), self._known_soft)
+        self._known_soft += candidates.soft
+        self.agreeing += candidates.agreeing
+        if candidates.soft:
+            self._settle(_refine(orbits.choose(candidates.starts), self.plan))
+
+    def _starts(self, kind: int) -> tuple[Orbits, Tensor]:
+        """The starts of a round, and the sharpness to begin with for each of them.
+
+        Low values suit very regular codes (24 points in 4 dimensions), high values those in which the points are not all
+        alike (13 points in 3 dimensions).
+        """
+        batch = self.plan.starts
+        spread = torch.rand(batch, generator=self.generator, dtype=torch.float64, device="cpu")
+        if self.larger is not None and len(self.larger) > self.num_points and kind == 3:
+            return subsets(self.larger, self.num_points, batch, self.generator), 20.0 * 10.0**spread
+        if self._refined is not None and kind in (2, 4):
+            return disturbed(self._refined, batch, self.generator), 30.0 * 10.0**spread
+        if kind == 0:
+            orbits = random_starts(self.num_points, self.dimension, batch, self.generator)
+            return orbits, 4.0 * (30.0 if self.dimension <= 4 else 8.0) ** spread
+        return symmetric_starts(self.num_points, self.dimension, batch, self.generator), 4.0 * 10.0**spread
+
+    def _settle(self, refined: Orbits) -> None:
+        """Take the best of the refined arrangements, if it is the best of all, and solve its contact equations."""
+        cosines = largest_cosines(refined)
+        lowest = cosines.argmin().reshape(1)
+        cosine = float(cosines[lowest])
+        if abs(cosine - self._refined_cosine) < _UNSETTLED:
+            self.agreeing += 1
+        if cosine >= min(self._refined_cosine, self.cosine + _UNSETTLED):
+            return
+        self._refined_cosine, self._refined = cosine, refined.choose(lowest)
+        points = solve_contacts(self._refined.points()[0])
+        cosine = largest_cosine(points)
+        if cosine < self.cosine - _AGREEMENT:
+            self.agreeing = 0
+        if cosine < self.cosine:
+            self.cosine, self.points = cosine, points
 
 
 def _sharpnesses(first: Tensor, plan: SearchPlan) -> Iterator[Tensor]:
@@ -195,7 +208,9 @@ def _worth_refining(soft: Tensor, known: list[float]) -> _Candidates:
 def _refine(orbits: Orbits, plan: SearchPlan) -> Orbits:
     count = math.ceil(math.log(_LAST_SHARPNESS / _COARSE_SHARPNESS) / math.log(4.0))
     shape = orbits.vectors.shape[:1]
-    levels = [torch.full(shape, _COARSE_SHARPNESS * 4.0**k, dtype=torch.float64, device="cpu") for k in range(1, count + 1)]
-    for orbits in anneal(orbits, levels, 2 * plan.iterations):
-        pass
+    levels = [
+        torch.full(shape, _COARSE_SHARPNESS * 4.0**k, dtype=torch.float64, device="cpu") for k in range(1, count + 1)
+    ]
+    for refined in anneal(orbits, levels, 2 * plan.iterations):
+        orbits = refined
     return orbits

@@ -1,11 +1,13 @@
-"""Where searches for spherical codes begin: random vectors, random orbits of cyclic groups, and good arrangements disturbed.
+"""Where searches for spherical codes begin: random vectors, orbits of small abelian groups, good arrangements disturbed.
 
-No single kind finds all good arrangements. Symmetric starts search a space p times smaller; most entries of the published
-tables of more than some thirty points have such a symmetry. Disturbing the best so far finds what lies beside it.
+No single kind finds all good arrangements. Symmetric starts search a space that is as many times smaller as the group has
+elements; most entries of the published tables of more than some thirty points have a symmetry. Disturbing the best so far
+finds what lies beside it.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -13,7 +15,8 @@ from torch import Tensor
 
 from .descent import Orbits, normalise, without_symmetry
 
-_LARGEST_ORDER = 13
+# Abelian groups, as the orders of their cyclic factors.
+_GROUPS = (*((order,) for order in range(2, 14)), (2, 2), (2, 4), (3, 3), (2, 6), (2, 2, 2))
 _MOST_FIXED = 3
 
 
@@ -23,32 +26,27 @@ def random_starts(num_points: int, dimension: int, batch: int, generator: torch.
 
 
 def symmetric_starts(num_points: int, dimension: int, batch: int, generator: torch.Generator) -> Orbits:
-    """Orbits of random unit vectors under a cyclic group of random order p, and up to three vectors that it fixes.
+    """Orbits of random unit vectors under a random abelian group of few elements, and up to three vectors that it fixes.
 
-    The group's generator turns some planes by multiples of 1/p of a circle (p = 2: changes the sign of some coordinates) and
-    leaves the other coordinates alone; the multiples and how many coordinates it moves are random.
+    Of each pair of coordinates the group turns the plane by a random one of its characters, the trivial one included.
     """
     choices = [
-        (order, fixed)
-        for order in range(2, min(_LARGEST_ORDER, num_points) + 1)
+        (group, fixed)
+        for group in _GROUPS
         for fixed in range(_MOST_FIXED + 1)
-        if (num_points - fixed) % order == 0
+        if num_points >= 2 * math.prod(group) and (num_points - fixed) % math.prod(group) == 0
     ]
-    order, fixed = choices[_integer(generator, 0, len(choices))]
+    if not choices:
+        return random_starts(num_points, dimension, batch, generator)
+    group, fixed = choices[_integer(generator, 0, len(choices))]
     # Fixed vectors need a coordinate that the group leaves alone, and two for three of them not to coincide.
-    movable = dimension - min(fixed, 1) - (fixed > 2)
-    images, still = [], []
-    for _ in range(batch):
-        least = movable // 2 if _integer(generator, 0, 2) else movable - 1
-        moved = _integer(generator, max(1, least), movable + 1)
-        matrix, moved = _cyclic_images(dimension, moved, order, generator)
-        images.append(matrix)
-        still.append((torch.arange(dimension, device="cpu") >= moved).to(torch.float64))
-    fixed_coordinates = torch.stack(still)
-    free = (num_points - fixed) // order
+    least_still = min(fixed, 1) + (fixed > 2)
+    actions = [_random_action(group, dimension, least_still, generator) for _ in range(batch)]
+    images, still = (torch.stack(parts) for parts in zip(*actions, strict=True))
+    free = (num_points - fixed) // math.prod(group)
     vectors = _gaussian(generator, batch, free + fixed, dimension)
-    vectors[:, free:] *= fixed_coordinates.unsqueeze(1)
-    return Orbits(normalise(vectors), free, torch.stack(images), fixed_coordinates)
+    vectors[:, free:] *= still.unsqueeze(1)
+    return Orbits(normalise(vectors), free, images, still)
 
 
 def disturbed(best: Orbits, batch: int, generator: torch.Generator, scale: float = 0.0) -> Orbits:
@@ -79,22 +77,37 @@ def subsets(points: Tensor, num_points: int, batch: int, generator: torch.Genera
     return without_symmetry(torch.stack([points[rows] for rows in chosen]))
 
 
-def _cyclic_images(dimension: int, moved: int, order: int, generator: torch.Generator) -> tuple[Tensor, int]:
-    """The matrices of the powers 1 to p - 1, transposed and side by side, and how many coordinates they move."""
-    powers = torch.arange(1, order, dtype=torch.float64, device="cpu")
-    matrices = torch.eye(dimension, dtype=torch.float64, device="cpu").repeat(order - 1, 1, 1)
-    if order == 2:
-        matrices[0].diagonal()[:moved] = -1.0
-        return matrices[0], moved
-    moved -= moved % 2
-    for first in range(0, moved, 2):
-        # Multiples above p / 2 only mirror the plane. One that divides p leaves points with fewer images; it is allowed.
-        multiple = _integer(generator, 1, order // 2 + 1)
-        angle = powers * (2.0 * math.pi * multiple / order)
-        matrices[:, first, first] = matrices[:, first + 1, first + 1] = angle.cos()
-        matrices[:, first, first + 1] = angle.sin()
-        matrices[:, first + 1, first] = -angle.sin()
-    return matrices.transpose(0, 1).reshape(dimension, (order - 1) * dimension), moved
+def _random_action(
+    group: tuple[int, ...], dimension: int, least_still: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """The matrices of the elements other than 1, transposed and side by side, and which coordinates they all leave alone."""
+    elements = list(itertools.product(*(range(order) for order in group)))[1:]
+    powers = torch.tensor(elements, dtype=torch.float64, device="cpu")
+    matrices = torch.eye(dimension, dtype=torch.float64, device="cpu").repeat(len(elements), 1, 1)
+    still = torch.ones(dimension, dtype=torch.float64, device="cpu")
+    mostly = _integer(generator, 0, 2)  # move every plane, or leave about a third alone
+    first = least_still
+    while first < dimension:
+        if not mostly and not _integer(generator, 0, 3):
+            first += 2
+            continue
+        plane = first + 1 < dimension and max(group) > 2
+        # A single coordinate can only change its sign, which takes a factor of even order.
+        multiples = [_integer(generator, 0, order) if plane else order // 2 * (order % 2 == 0) for order in group]
+        if not plane:
+            multiples = [multiple * _integer(generator, 0, 2) for multiple in multiples]
+        angles = powers @ torch.tensor(
+            [2.0 * math.pi * m / o for m, o in zip(multiples, group, strict=True)], dtype=torch.float64
+        )
+        last = first + plane
+        matrices[:, first, first] = matrices[:, last, last] = angles.cos()
+        if plane:
+            matrices[:, first, last] = angles.sin()
+            matrices[:, last, first] = -angles.sin()
+        if any(multiples):
+            still[first : last + 1] = 0.0
+        first = last + 1
+    return matrices.transpose(0, 1).reshape(dimension, len(elements) * dimension), still
 
 
 def _gaussian(generator: torch.Generator, *shape: int) -> Tensor:

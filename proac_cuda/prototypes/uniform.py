@@ -40,8 +40,11 @@ def uniform_prototypes(
     - K <= D + 1: the regular simplex, every cosine -1 / (K - 1). Closed form, optimal.
     - D + 1 < K <= 2D: orthogonal antipodal pairs, and one vector more for odd K; largest cosine 0. Closed form, optimal.
     - D = 2: equally spaced on the circle. Closed form, optimal.
-    - other K > 2D: found by numerical search, in seconds to minutes (progress is shown on a terminal). The result is kept in
-      $PROAC_CACHE, else $XDG_CACHE_HOME/proac_cuda, else ~/.cache/proac_cuda. `prototype_certificate` says how good it is.
+    - other K > 2D: an arrangement of known mathematics (root systems, eigenspaces of strongly regular graphs, parts of the
+      Leech lattice) or coordinates that come with this package, where there are any for K and D;
+    - else found by numerical search, in at most two minutes of one core for K <= 300 (progress goes to stderr). The result is
+      kept in $PROAC_CACHE, else $XDG_CACHE_HOME/proac_cuda, else ~/.cache/proac_cuda. `prototype_certificate` says how good
+      it is; `python -m proac_cuda prototypes K D --seconds 600` searches longer.
 
     Source: R. A. Rankin, The closest packing of spherical caps in n dimensions, 1955, for the first two cases.
 
@@ -65,23 +68,73 @@ def uniform_prototypes(
         TypeError: an argument of the wrong type.
         ValueError: an argument out of range.
     """
-    num_classes = as_int("num_classes", num_classes, minimum=1)
-    embedding_dim = as_int("embedding_dim", embedding_dim, minimum=1)
-    seed = as_seed(seed)
+    num_classes, embedding_dim, seed = _checked(num_classes, embedding_dim, seed)
     if not isinstance(dtype, torch.dtype):
         raise TypeError(f"dtype: got {dtype!r}, expected a torch.dtype")
     if dtype not in PROTOTYPE_DTYPES:
         raise TypeError(f"dtype: got {dtype}, expected one of {', '.join(map(str, PROTOTYPE_DTYPES))}")
+    with _one_thread(), torch.no_grad():
+        prototypes = _rotated(_arrangement(num_classes, embedding_dim), embedding_dim, seed)
+    return prototypes.to(dtype=dtype, device=torch.device("cpu") if device is None else device)
+
+
+def search_prototypes(num_classes: int, embedding_dim: int, seconds: float, *, seed: int = 0) -> Tensor:
+    """Prototypes from a search that goes on for so many seconds; Ctrl-C ends it, and keeps the best so far.
+
+    It begins where `uniform_prototypes` does: with the arrangement that comes with this package or a larger one's subset, and
+    with the same starts. Where a closed form is known to be optimal it is returned at once. Progress goes to stderr.
+
+    Args:
+        num_classes, embedding_dim, seed: as in `uniform_prototypes`.
+        seconds: > 0, on the clock. A run that is given more finds the same or better.
+
+    Returns:
+        (K, D) float64 tensor on the CPU with unit rows, for `save_prototypes` and `prototypes=`.
+    """
+    num_classes, embedding_dim, seed = _checked(num_classes, embedding_dim, seed)
+    if not seconds > 0:
+        raise ValueError(f"seconds: got {seconds}, expected more than 0")
+    with _one_thread(), torch.no_grad():
+        named = arrangement(num_classes, embedding_dim)
+        if named is not None:
+            return _rotated(named.make(), embedding_dim, seed)
+        first = shipped_arrangement(num_classes, embedding_dim)
+        larger = larger_arrangement(num_classes, embedding_dim) if first is None else first
+        points = first
+        deadline = time.monotonic() + seconds
+        title = (
+            f"proac_cuda: searching for {num_classes} prototypes in {embedding_dim} dimensions for {_duration(seconds)}; "
+            "Ctrl-C ends the search and keeps the best so far"
+        )
+        bound, _ = best_lower_bound(num_classes, embedding_dim)
+        with progress(title) as report:
+            try:
+                for found in search(num_classes, embedding_dim, lower_bound=bound, larger=larger, endless=True):
+                    points = found.points
+                    report(found)
+                    if time.monotonic() >= deadline:
+                        break
+            except KeyboardInterrupt:
+                if points is None:
+                    raise
+        assert points is not None
+        return _rotated(points, embedding_dim, seed)
+
+
+def _checked(num_classes: int, embedding_dim: int, seed: int) -> tuple[int, int, int]:
+    num_classes = as_int("num_classes", num_classes, minimum=1)
+    embedding_dim = as_int("embedding_dim", embedding_dim, minimum=1)
     if embedding_dim == 1 and num_classes > 2:
         raise ValueError(
             f"num_classes: got {num_classes} with embedding_dim=1, expected at most 2: R^1 has only two unit vectors"
         )
-    with _one_thread(), torch.no_grad():
-        arrangement = _arrangement(num_classes, embedding_dim)
-        frame = _random_frame(arrangement.shape[1], embedding_dim, seed)
-        prototypes = arrangement @ frame
-        prototypes /= prototypes.norm(dim=1, keepdim=True)
-    return prototypes.to(dtype=dtype, device=torch.device("cpu") if device is None else device)
+    return num_classes, embedding_dim, as_seed(seed)
+
+
+def _rotated(arrangement: Tensor, embedding_dim: int, seed: int) -> Tensor:
+    prototypes: Tensor = arrangement @ _random_frame(arrangement.shape[1], embedding_dim, seed)
+    prototypes /= prototypes.norm(dim=1, keepdim=True)
+    return prototypes
 
 
 @contextmanager
@@ -145,7 +198,10 @@ def _cache_name() -> str:
 
 @contextmanager
 def progress(title: str) -> Iterator[Callable[[Found], None]]:
-    """The title, then how far a search is and its best, on stderr: a line rewritten in place on a terminal, else now and then."""
+    """The title, then how far a search is and its best, on stderr: one line rewritten in place on a terminal.
+
+    Without a terminal a new line now and then.
+    """
     stream = sys.stderr
     began = last = time.monotonic()
     terminal = stream is not None and stream.isatty()
