@@ -27,7 +27,7 @@ ALGORITHM_VERSION = 2
 _NANOSECONDS = 80e9
 
 # A search ends early once so many rounds have come to the same best cosine (within the tolerance).
-_AGREEING_ROUNDS = 12
+_AGREEING_ROUNDS = 8
 _AGREEMENT = 1e-9
 
 _COARSE_SHARPNESS = 2000.0
