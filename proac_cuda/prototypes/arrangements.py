@@ -225,6 +225,20 @@ def _golay_words() -> list[int]:
     return sorted(words)
 
 
+def _nordstrom_robinson() -> Tensor:
+    """The Nordstrom-Robinson code, shortened twice: 64 words of 14 bits that differ in 6, 8 or 10, as signs.
+
+    Its 256 words of 16 bits are those of the Golay code that meet an octad in nothing, or in two places of which one is fixed.
+    """
+    words = _golay_words()
+    octad = next(word for word in words if word.bit_count() == 8)
+    inside = [k for k in range(24) if octad >> k & 1]
+    outside = [k for k in range(24) if not octad >> k & 1]
+    pairs = {0, *(1 << inside[0] | 1 << k for k in inside[1:])}
+    kept = [word for word in words if word & octad in pairs and not word & (1 << outside[0] | 1 << outside[1])]
+    return _unit(_rows([1.0 - 2.0 * (word >> k & 1) for k in outside[2:]] for word in kept))
+
+
 def _hexads() -> list[frozenset[int]]:
     """The 77 blocks of the Steiner system S(3, 6, 22): octads through two points, without these."""
     octads = [word for word in _golay_words() if word.bit_count() == 8]
@@ -361,6 +375,7 @@ _NAMED = {
     (56, 7): Arrangement("28 equiangular lines", lambda: _at_cosine(_roots_e8(), 0, 1 / 2)),
     (126, 7): Arrangement("roots of E7", lambda: _roots_orthogonal(_roots_e8(), 1)),
     (240, 8): Arrangement("roots of E8", _roots_e8),
+    (64, 14): Arrangement("Nordstrom-Robinson code, shortened twice", _nordstrom_robinson),
     (288, 16): Arrangement("Kerdock code's unbiased bases", _kerdock_288),
     (56, 20): Arrangement("Gewirtz graph's eigenspace", _gewirtz),
     (50, 21): Arrangement("Hoffman-Singleton graph's eigenspace", _hoffman_singleton),

@@ -1,7 +1,7 @@
 """What is known about (K, D): the best largest cosine published, and coordinates that come with this package.
 
-`best_known.csv` has the values with their sources. `coordinates.npz` has arrangements that take long to find, as float64
-under the key "K-D"; `python -m proac_cuda prototypes K D --seconds S` found them (S: the column "seconds" of `best_known.csv`).
+`best_known.csv` has the values with their sources. `coordinates.npz` has what long searches found here, as float64 under the
+key "K-D"; docs/using/prototypes.md says how each was found.
 """
 
 from __future__ import annotations

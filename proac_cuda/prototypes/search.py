@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .contacts import solve_contacts
-from .descent import Orbits, anneal, largest_cosine, largest_cosines, soft_maxima
+from .descent import Orbits, anneal, largest_cosine, largest_cosines, soft_maxima, without_symmetry
 from .starts import disturbed, random_starts, subsets, symmetric_starts
 
 # Raise this number whenever a change here alters the result: cached arrangements of another version are not used.
@@ -114,7 +114,7 @@ class _Search:
         self.cosine = math.inf if self.points is None else largest_cosine(self.points)
         self.agreeing = 0
         self._refined_cosine = self.cosine  # before its contact equations were solved
-        self._refined: Orbits | None = None
+        self._refined = None if self.points is None else without_symmetry(self.points)
         self._known_soft: list[float] = []  # of the arrangements that were refined
 
     def found(self, fraction: float) -> Found:

@@ -100,7 +100,7 @@ def search_prototypes(num_classes: int, embedding_dim: int, seconds: float, *, s
             return _rotated(named.make(), embedding_dim, seed)
         first = shipped_arrangement(num_classes, embedding_dim)
         larger = larger_arrangement(num_classes, embedding_dim) if first is None else first
-        points = first
+        points = None if larger is None else larger[:num_classes]
         deadline = time.monotonic() + seconds
         title = (
             f"proac_cuda: searching for {num_classes} prototypes in {embedding_dim} dimensions for {_duration(seconds)}; "
