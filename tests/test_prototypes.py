@@ -386,7 +386,7 @@ NAMED = sorted(arrangements.named_sizes())
 SHIPPED = sorted(tuple(map(int, name.split("-"))) for name in known._shipped_names())
 
 # Values reached by the coordinates that come with the package: they never get worse.
-REACHED = {(150, 64): 0.03445}
+REACHED = {(150, 64): 0.0331298}
 
 
 @pytest.mark.parametrize(("num_classes", "dimension"), NAMED)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -25,14 +26,20 @@ def random_starts(num_points: int, dimension: int, batch: int, generator: torch.
     return without_symmetry(normalise(_gaussian(generator, batch, num_points, dimension)))
 
 
-def symmetric_starts(num_points: int, dimension: int, batch: int, generator: torch.Generator) -> Orbits:
+def symmetric_starts(
+    num_points: int,
+    dimension: int,
+    batch: int,
+    generator: torch.Generator,
+    groups: Sequence[tuple[int, ...]] = _GROUPS,
+) -> Orbits:
     """Orbits of random unit vectors under a random abelian group of few elements, and up to three vectors that it fixes.
 
-    Of each pair of coordinates the group turns the plane by a random one of its characters, the trivial one included.
+    The groups to choose from are given by the orders of their cyclic factors. Of each pair of coordinates the group turns the plane by a random one of its characters, the trivial one included.
     """
     choices = [
         (group, fixed)
-        for group in _GROUPS
+        for group in groups
         for fixed in range(_MOST_FIXED + 1)
         if num_points >= 2 * math.prod(group) and (num_points - fixed) % math.prod(group) == 0
     ]
