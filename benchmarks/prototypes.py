@@ -2,7 +2,7 @@
 
     python -m benchmarks.prototypes
 
-At each (K, D) the same network, data and seeds meet three arrangements: random unit vectors, what 32 plain descents find (no
+At each (K, D) the same network, data and seeds meet three arrangements: random unit vectors, what 8 plain descents find (no
 symmetry, nothing known), and `uniform_prototypes`. Printed are the arrangement's largest cosine, the loss and the share of
 held-out samples whose nearest prototype is their class's, as mean and standard error over the seeds.
 """
@@ -30,9 +30,9 @@ def random_prototypes(num_classes: int, dimension: int, seed: int) -> Tensor:
 
 
 def descended_prototypes(num_classes: int, dimension: int, seed: int) -> Tensor:
-    """The best of 32 descents from random vectors."""
-    orbits = random_starts(num_classes, dimension, 32, torch.Generator().manual_seed(seed))
-    levels = [torch.full((32,), 8.0 * 2.0**level, dtype=torch.float64) for level in range(9)]
+    """The best of 8 descents from random vectors."""
+    orbits = random_starts(num_classes, dimension, 8, torch.Generator().manual_seed(seed))
+    levels = [torch.full((8,), 8.0 * 2.0**level, dtype=torch.float64) for level in range(9)]
     for annealed in anneal(orbits, levels, 30):
         orbits = annealed
     return orbits.vectors[largest_cosines(orbits).argmin()].float()
@@ -65,8 +65,8 @@ def train(prototypes: Tensor, seed: int, steps: int) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=100)
     arguments = parser.parse_args()
     kinds: dict[str, Callable[[int, int, int], Tensor]] = {
         "random": random_prototypes,

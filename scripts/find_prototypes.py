@@ -3,7 +3,8 @@
     python scripts/find_prototypes.py 150 64 --group 5 --seed 1 --output found.npy      largest cosine 0.033130
 
 Two arrangements at a time, orbits of a random action of the cyclic group of that order, descend while the sharpness rises by
-an eighth a step. Try other seeds and groups for other sizes; `python -m proac_cuda prototypes` is the search that needs no choice.
+an eighth a step. For other sizes try other seeds and groups; the search that needs no choice is
+`python -m proac_cuda prototypes`.
 """
 
 from __future__ import annotations

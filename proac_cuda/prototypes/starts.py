@@ -35,7 +35,8 @@ def symmetric_starts(
 ) -> Orbits:
     """Orbits of random unit vectors under a random abelian group of few elements, and up to three vectors that it fixes.
 
-    The groups to choose from are given by the orders of their cyclic factors. Of each pair of coordinates the group turns the plane by a random one of its characters, the trivial one included.
+    The groups to choose from are given by the orders of their cyclic factors. The group turns the plane of each pair of
+    coordinates by a random one of its characters, the trivial one included.
     """
     choices = [
         (group, fixed)
