@@ -33,6 +33,13 @@ from proac_cuda.prototypes.bounds import best_lower_bound
 with open(Path(__file__).parent / "data" / "spherical_codes.csv", newline="") as stream:
     CODES = [(int(row["K"]), int(row["D"]), float(row["max_cos"]), row["status"]) for row in csv.DictReader(stream)]
 
+
+def is_searched(num_classes: int, dimension: int) -> bool:
+    if arrangements.arrangement(num_classes, dimension) is not None:
+        return False
+    return known.shipped_arrangement(num_classes, dimension) is None
+
+
 # The last digits of the table are rounded: its shortest entry has eight.
 TABLE_ROUNDING = 5e-9
 
@@ -73,7 +80,10 @@ def same_bits(left: torch.Tensor, right: torch.Tensor) -> bool:
 
 @pytest.mark.parametrize(
     ("num_classes", "dimension", "optimum", "status"),
-    [pytest.param(*code, id=f"{code[0]}-{code[1]}") for code in CODES],
+    [
+        pytest.param(*code, id=f"{code[0]}-{code[1]}", marks=[pytest.mark.slow] * is_searched(*code[:2]))
+        for code in CODES
+    ],
 )
 def test_known_optima(num_classes: int, dimension: int, optimum: float, status: str) -> None:
     rows = uniform_prototypes(num_classes, dimension, dtype=torch.float64)
