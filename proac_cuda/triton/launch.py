@@ -175,7 +175,7 @@ def class_statistics(
     positive = new(features.shape[0], *features.shape[2:])
     statistics = new(stages.NUM_STATISTICS, num_classes)
     diagnostics = new(4, dtype=torch.int64)
-    partials = new(forward.NUM_PARTIALS, num_chunks, num_classes)
+    partials = new(num_chunks, forward.NUM_PARTIALS.value, num_classes)
     chunk_diagnostics = new(num_chunks, 4, dtype=torch.int64)
     common = {
         "features": features, "inverse_temperature": 1 / temperature, "strides": pixels.strides[0],
