@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 from .pixels import kernel, members, read_pixels, tile_of_pixels
-from .vectors import add_products, add_squares, load_features, norm_and_inverse
+from .vectors import add_products, add_squares, load_features, norm_and_inverse, opaque
 
 # Rows of the partial sums of a chunk: those of stages.py, but the log-sum-exp as maximum and sum.
 MAXIMUM = tl.constexpr(0)
@@ -40,32 +40,32 @@ def times(value, COUNT: tl.constexpr):
 
 @triton.jit
 def add_products_of_blocks(
-    totals, anchors, x, first, d, K_PAD: tl.constexpr, D_PAD: tl.constexpr, KB: tl.constexpr,
-    PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
+    totals, anchors, x, k, d, K_PAD: tl.constexpr, D_PAD: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """A tuple of <phat_k, x>, one (KB, BM) for each block of classes from ``first`` on, and what the channels d of x (BD, BM)
-    add to it."""
+    """A tuple of <phat_k, x>, one (KB, BM) for each block of classes, of which k (KB,) is the first, and what the channels d
+    of x (BD, BM) add to it."""
     grown = ()
     for block in tl.static_range(len(totals)):
-        k = first + block * KB + tl.arange(0, KB)
-        grown = grown + (add_products(totals[block], anchors, x, k, d, K_PAD, D_PAD, PRECISION, INTERPRETED),)
+        classes = k + block * k.shape[0]
+        grown = grown + (add_products(totals[block], anchors, x, classes, d, K_PAD, D_PAD, PRECISION, INTERPRETED),)
     return grown
 
 
 @triton.jit
 def similarities_of_blocks(
-    features, anchors, image, pixel, inside, first, strides, inverse_temperature,
-    D: tl.constexpr, K_PAD: tl.constexpr, D_PAD: tl.constexpr, BLOCKS: tl.constexpr, KB: tl.constexpr, BD: tl.constexpr,
+    features, anchors, image, pixel, inside, k, strides, inverse_temperature,
+    D: tl.constexpr, K_PAD: tl.constexpr, D_PAD: tl.constexpr, BLOCKS: tl.constexpr, BD: tl.constexpr,
     REAL: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """(1): S of a tile, its features read once, as a tuple of blocks (KB, BM) of classes from ``first`` on; and 1/|x|."""
-    totals = times(tl.full((KB, pixel.shape[0]), 0.0, REAL), BLOCKS)
+    """(1): S of a tile, its features read once, as a tuple of blocks (KB, BM) of classes, of which k (KB,) is the first; and
+    1/|x|."""
+    totals = times(tl.full((k.shape[0], pixel.shape[0]), 0.0, REAL), BLOCKS)
     squares = tl.full((BD, pixel.shape[0]), 0.0, REAL)
     far_squares = squares
     for d0 in range(0, D, BD):
         d = d0 + tl.arange(0, BD)
         x = load_features(features, image, pixel, inside, d, strides, D)
-        totals = add_products_of_blocks(totals, anchors, x, first, d, K_PAD, D_PAD, KB, PRECISION, INTERPRETED)
+        totals = add_products_of_blocks(totals, anchors, x, k, d, K_PAD, D_PAD, PRECISION, INTERPRETED)
         squares, far_squares = add_squares(squares, far_squares, x.to(REAL))
     _, inverse = norm_and_inverse(tl.sum(squares, 0), tl.sum(far_squares, 0))
     s = ()
@@ -137,7 +137,7 @@ def class_statistics_kernel(
     K: tl.constexpr, D: tl.constexpr, K_PAD: tl.constexpr, D_PAD: tl.constexpr,
     PIXEL_ANCHOR: tl.constexpr, HARDEST: tl.constexpr,
     BLOCKS: tl.constexpr, KB: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr,
-    PRECISION: tl.constexpr, INDEX: tl.constexpr, INTERPRETED: tl.constexpr,
+    PRECISION: tl.constexpr, INDEX: tl.constexpr, INTERPRETED: tl.constexpr, REGISTERS: tl.constexpr,
 ):  # fmt: skip
     """Partial sums of a chunk (program axis 0) for BLOCKS blocks of KB classes (axis 1), and S_{y_i,i} of its pixels."""
     REAL: tl.constexpr = partials.dtype.element_ty
@@ -146,7 +146,9 @@ def class_statistics_kernel(
     COUNTED: tl.constexpr = weights is None and thresholds is None
     tau_inverse = tl.full((), inverse_temperature, REAL)
     zero, one = tl.full((), 0.0, REAL), tl.full((), 1.0, REAL)
-    rows = partials + chunk * (NUM_PARTIALS * K)  # of this chunk; what the tiles add up stands in memory: registers are few
+    rows = partials + chunk * (
+        NUM_PARTIALS * K
+    )  # of this chunk; what the tiles add up stands in memory: registers are few
     for block in tl.static_range(BLOCKS):
         k = first + block * KB + tl.arange(0, KB)
         row = rows + k
@@ -168,14 +170,15 @@ def class_statistics_kernel(
             index, inside, labels, label_strides, weights, weight_strides, size, label_size, scale, ignore_index, K,
             REAL,
         )  # fmt: skip
-        if first == 0:
-            if tl.max((bad_label | bad_weight).to(tl.int32), 0) > 0:
-                note_bad(diagnostics + chunk * 4, raw_label, bad_label)
-                note_bad(diagnostics + chunk * 4 + 2, raw_weight.to(tl.float64).to(tl.int64, bitcast=True), bad_weight)
+        if (first == 0) & (tl.max((bad_label | bad_weight).to(tl.int32), 0) > 0):
+            note_bad(diagnostics + chunk * 4, raw_label, bad_label)
+            note_bad(diagnostics + chunk * 4 + 2, raw_weight.to(tl.float64).to(tl.int64, bitcast=True), bad_weight)
 
+        # Opaque: else the compiler keeps the addresses of all blocks in registers from tile to tile.
+        classes = first + opaque(tl.arange(0, KB), REGISTERS)
         s, _ = similarities_of_blocks(
-            features, anchors, image, pixel, inside, first, strides, tau_inverse,
-            D, K_PAD, D_PAD, BLOCKS, KB, BD, REAL, PRECISION, INTERPRETED,
+            features, anchors, image, pixel, inside, classes, strides, tau_inverse,
+            D, K_PAD, D_PAD, BLOCKS, BD, REAL, PRECISION, INTERPRETED,
         )  # fmt: skip
         normaliser = weight
         if PIXEL_ANCHOR:
@@ -192,14 +195,12 @@ def class_statistics_kernel(
         tl.store(positive + index, tl.sum(own_s, 0), mask=inside & ours)
 
         total_weight += tl.sum(weight, 0)
-        # The same as `rows`, but of the tile: else the compiler keeps the addresses of all blocks in registers, across tiles.
-        tile_rows = partials + (tile // tiles_per_chunk) * (NUM_PARTIALS * K)
         factor, log_weight = one, one  # without weights: a number, which takes no register
         if weights is not None:
             factor, log_weight = weight[None, :], tl.log(weight)[None, :]
         for block in tl.static_range(BLOCKS):
-            k = first + block * KB + tl.arange(0, KB)
-            row = tile_rows + k
+            k = classes + block * KB
+            row = rows + k
             own, negative = members(label, k, index, thresholds, rng_state, K)
             terms = s[block]
             if weights is not None:
@@ -309,7 +310,7 @@ def log_normaliser_kernel(
     inverse_temperature: "fp64", P, tiles_per_image, strides,
     K: tl.constexpr, D: tl.constexpr, K_PAD: tl.constexpr, D_PAD: tl.constexpr,
     KB: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr,
-    PRECISION: tl.constexpr, INDEX: tl.constexpr, INTERPRETED: tl.constexpr,
+    PRECISION: tl.constexpr, INDEX: tl.constexpr, INTERPRETED: tl.constexpr, REGISTERS: tl.constexpr,
 ):  # fmt: skip
     """(5): logsumexp_c S_ci of each pixel, for the twin where the classes do not fit into one block."""
     REAL: tl.constexpr = log_normaliser.dtype.element_ty
@@ -317,11 +318,11 @@ def log_normaliser_kernel(
     top = tl.full((BM,), float("-inf"), REAL)
     total = tl.full((BM,), 0.0, REAL)
     for k0 in range(0, K, KB):
-        s, _ = similarities_of_blocks(
-            features, anchors, image, pixel, inside, k0, strides, tl.full((), inverse_temperature, REAL),
-            D, K_PAD, D_PAD, 1, KB, BD, REAL, PRECISION, INTERPRETED,
-        )  # fmt: skip
         k = k0 + tl.arange(0, KB)
+        s, _ = similarities_of_blocks(
+            features, anchors, image, pixel, inside, k, strides, tl.full((), inverse_temperature, REAL),
+            D, K_PAD, D_PAD, 1, BD, REAL, PRECISION, INTERPRETED,
+        )  # fmt: skip
         top, total = add_to_log_sum(top, total, tl.where((k < K)[:, None], s[0], float("-inf")), 0)
     tl.store(log_normaliser + index, top + tl.log(total), mask=inside)
 
