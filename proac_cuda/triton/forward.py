@@ -7,7 +7,8 @@ Each class's log-sum-exp runs on a running maximum m, right for every temperatur
 
     t_ki = S_ki + log w_i      m' = max(m, max_i t_ki)      z' = z exp(m - m') + sum_i exp(t_ki - m')
 
-A chunk leaves NUM_PARTIALS numbers per class; a second kernel merges the chunks in their order. No sum depends on timing.
+A chunk leaves NUM_PARTIALS numbers per class, which grow in memory from tile to tile: registers are for S. A second kernel
+merges the chunks in their order. No sum depends on timing.
 """
 
 from __future__ import annotations
@@ -146,9 +147,7 @@ def class_statistics_kernel(
     COUNTED: tl.constexpr = weights is None and thresholds is None
     tau_inverse = tl.full((), inverse_temperature, REAL)
     zero, one = tl.full((), 0.0, REAL), tl.full((), 1.0, REAL)
-    rows = partials + chunk * (
-        NUM_PARTIALS * K
-    )  # of this chunk; what the tiles add up stands in memory: registers are few
+    rows = partials + chunk * (NUM_PARTIALS * K)  # of this chunk
     for block in tl.static_range(BLOCKS):
         k = first + block * KB + tl.arange(0, KB)
         row = rows + k

@@ -50,7 +50,7 @@ def forward_tiles(
     if architecture == "interpreter":
         return Tiles(_power_of_two(classes, 16, 256), INTERPRETER_BM, channel_block, 4, 2)
     if classes > 32:
-        return _many_classes(dtype, classes, architecture, more_options)
+        return _many_classes(dtype, classes, architecture)
     warps = 4
     if more_options and architecture == "sm_120":  # Triton 3.6 spills with 4
         warps = 8
@@ -59,7 +59,7 @@ def forward_tiles(
     return Tiles(_power_of_two(classes, 16, 32), 64, channel_block, warps, 2)
 
 
-def _many_classes(dtype: torch.dtype, classes: int, architecture: str, more_options: bool) -> Tiles:
+def _many_classes(dtype: torch.dtype, classes: int, architecture: str) -> Tiles:
     """Of `class_statistics` for more than 32 classes: blocks of 32, which take turns in registers after the products.
 
     Each tile of pixels reads all prototypes, from the cache: the more pixels, the better, until registers spill.
