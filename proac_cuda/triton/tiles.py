@@ -50,7 +50,7 @@ def forward_tiles(
     if architecture == "interpreter":
         return Tiles(_power_of_two(classes, 16, 256), INTERPRETER_BM, channel_block, 4, 2)
     if classes > 32:
-        return _many_classes(dtype, classes, architecture)
+        return _many_classes(dtype, classes, architecture, more_options)
     warps = 4
     if more_options and architecture == "sm_120":  # Triton 3.6 spills with 4
         warps = 8
@@ -59,11 +59,18 @@ def forward_tiles(
     return Tiles(_power_of_two(classes, 16, 32), 64, channel_block, warps, 2)
 
 
-def _many_classes(dtype: torch.dtype, classes: int, architecture: str) -> Tiles:
+def _many_classes(dtype: torch.dtype, classes: int, architecture: str, more_options: bool) -> Tiles:
     """Of `class_statistics` for more than 32 classes: blocks of 32, which take turns in registers after the products.
 
     Each tile of pixels reads all prototypes, from the cache: the more pixels, the better, until registers spill.
     """
+    if architecture == "sm_100" or (architecture == "sm_120" and dtype == torch.float32):
+        stages = 3 if architecture == "sm_100" else 2
+        if classes <= 128:
+            return Tiles(_power_of_two(classes, 64, 128), 32 if more_options else 64, 16, 8, 2)
+        if classes <= 192 and dtype != torch.float32 and not more_options:
+            return Tiles(64, 64, 16, 8, stages, BLOCKS=3)
+        return Tiles(128, 16 if more_options else 32, 16, 8, stages, BLOCKS=2)
     blocks = min(8, -(-classes // 32))
     pixel_block = 128 if architecture in (*AMPERE, "sm_90") else 64
     if dtype == torch.float32:
