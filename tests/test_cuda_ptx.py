@@ -14,7 +14,14 @@ from proac_cuda import reference, stages
 if ptx_replay.why_not():
     pytest.skip(str(ptx_replay.why_not()), allow_module_level=True)
 from cuda_on_cpu import stages as kernels  # noqa: E402
-from test_cuda_source import close, close_gradient, cosine_tolerance, gradient_tolerance, make_case  # noqa: E402
+from test_cuda_source import (  # noqa: E402
+    close,
+    close_gradient,
+    cosine_tolerance,
+    gradient_tolerance,
+    make_aligned_case,
+    make_case,
+)
 
 
 class Call:
@@ -162,6 +169,27 @@ def test_unaligned_rows() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_plain_path(dtype: torch.dtype) -> None:
     Call(make_case(dtype, 8, 260, spatial=(70,), batch=1), alpha=0.5).check()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "channels", "layout", "noise", "mode"),
+    [
+        (torch.bfloat16, 256, "planes", 0.3, "truncate"),
+        (torch.float32, 256, "channels_last", 0.3, "truncate"),
+        *(
+            pytest.param(dtype, channels, layout, noise, mode, marks=pytest.mark.slow)
+            for mode in ("truncate", "exact")
+            for noise in (0.01, 1.0)
+            for dtype in (torch.float16, torch.bfloat16, torch.float32)
+            for channels in (64, 256, 512, 768, 1024)
+            for layout in ("planes", "channels_last")
+        ),
+    ],
+)
+def test_tensor_cores_that_truncate(dtype: torch.dtype, channels: int, layout: str, noise: float, mode: str) -> None:
+    """The contract's table for features near their prototypes, in both models of the tensor cores' sums: real ones lie between
+    them."""
+    Call(make_aligned_case(dtype, channels, noise=noise, layout=layout), learnable=True, tensor_core=mode).check()
 
 
 def traffic(

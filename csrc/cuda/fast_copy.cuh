@@ -10,8 +10,8 @@ namespace proac::cuda {
 template <class T, int kEights, bool kRows>
 class FeatureCopy {
   using S = Shape<T, kEights>;
-  static constexpr int kPasses = S::kSteps * S::kFragments;  // copies of a thread for each stage
-  static constexpr int kPieces = 2 * S::kSteps;              // of a pixel, where kRows
+  static constexpr int kPasses = S::kSteps * S::kFragments;         // copies of a thread for each stage
+  static constexpr int kPieces = 2 * S::kSteps;                     // of a pixel, where kRows
   static constexpr int kChannels = 2 * S::kVector / S::kFragments;  // of a pass, where planes
 
  public:

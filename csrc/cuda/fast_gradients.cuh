@@ -22,8 +22,8 @@ __device__ __forceinline__ void read_class_factors(const FastGradients& job, Cla
 // S becomes the coefficients dL/dS / tau, (8) to (10), in place. Returns <g_i, xhat_i> of each pixel in `along`.
 template <class T, int kEights>
 __device__ __forceinline__ void coefficients(const FastGradients& job, const TilePlace& place,
-                                             const MyPixels<Shape<T, kEights>::kFragments>& mine,
-                                             SharedAddress classes, Accumulators<T, kEights>& s,
+                                             const MyPixels<Shape<T, kEights>::kFragments>& mine, SharedAddress classes,
+                                             Accumulators<T, kEights>& s,
                                              float (&along)[Shape<T, kEights>::kFragments][2]) {
   constexpr int kFragments = Shape<T, kEights>::kFragments;
   const FastArguments& a = job.common;
@@ -33,8 +33,8 @@ __device__ __forceinline__ void coefficients(const FastGradients& job, const Til
   float inverse_tau = static_cast<float>(1.0 / a.temperature), to_log2 = static_cast<float>(kLog2E / a.temperature);
   const float* factors = static_cast<const float*>(job.factors);
   float own[kFragments][2], own_coefficient[kFragments][2], all_classes[kFragments][2] = {},
-      pixel_factor[kFragments][2] = {};
-  own_cosines<T, kEights>(mine, s, own);
+                                                            pixel_factor[kFragments][2] = {};
+  own_cosines<T, kEights, false>(mine, s, own);
   if (pixel_anchor) pixel_log_z<T, kEights>(to_log2, s, all_classes);
 #pragma unroll
   for (int f = 0; f < kFragments; ++f)
@@ -64,8 +64,8 @@ __device__ __forceinline__ void coefficients(const FastGradients& job, const Til
         for (int e = 0; e < 4; ++e) {
           int j = e >> 1, c = e & 1;
           float value = s[f][n][e];
-          float g = (c ? two.z : two.x) *
-                    exp2_approx(fmaf(value, to_log2, mine.log_weight[f][j]) - (c ? two.w : two.y));
+          float g =
+              (c ? two.z : two.x) * exp2_approx(fmaf(value, to_log2, mine.log_weight[f][j]) - (c ? two.w : two.y));
           if (!drawn.of(f, j, n, c)) g = 0.f;
           if (pixel_anchor) g += pixel_factor[f][j] * exp2_approx(fmaf(value, to_log2, -all_classes[f][j]));
           if (own_class[f][j] == n * 8 + c) g = own_coefficient[f][j];
@@ -271,9 +271,9 @@ struct TileWriter {
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
           float2 v = Split<T>::unpack(x[2 * h + j]);
-          uint32_t word = Split<T>::pack(d.gradient(f, j, sum[h][f][2 * j], v.x),
-                                         d.gradient(f, j, sum[h][f][2 * j + 1], v.y)) &
-                          d.keep[f][j];
+          uint32_t word =
+              Split<T>::pack(d.gradient(f, j, sum[h][f][2 * j], v.x), d.gradient(f, j, sum[h][f][2 * j + 1], v.y)) &
+              d.keep[f][j];
           // where planes, the thread's channel is g after it, its pixels 2 q and one more
           store_shared(base[f][j] + offset + h * next_eight, kRows ? word : movmatrix(word));
         }
@@ -369,8 +369,7 @@ __global__ void __launch_bounds__(Shape<T, kEights>::kMostThreads, Shape<T, kEig
       for (int step = 0; step < S::kSteps; ++step) {
         float sum[S::kStep / 8][kFragments][4];
 #pragma unroll
-        for (int h = 0; h < S::kStep / 8; ++h)
-          multiply_back<T, kEights>(sum[h], s, lows, block + h * 128, eights);
+        for (int h = 0; h < S::kStep / 8; ++h) multiply_back<T, kEights>(sum[h], s, lows, block + h * 128, eights);
 #pragma unroll
         for (int f = 0; f < kFragments; ++f) {
           uint32_t x[4];

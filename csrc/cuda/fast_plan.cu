@@ -101,7 +101,11 @@ bool plan_fast(const Features& x, int64_t num_classes, FastStage stage, FastPlan
   if (!fits) return false;
   p.tiles_per_image = (x.pixels + p.tile_pixels - 1) / p.tile_pixels;
   p.tiles = p.tiles_per_image * x.batch;
-  p.blocks = static_cast<int>(few_blocks(p.tiles, kMostBlocks));
+  // as many blocks as are resident at once: prototypes that stay are then used for many tiles
+  int by_shared = (limit + 2 * kSystemShared) / (p.shared_bytes + kSystemShared),
+      by_registers = kernel.blocks * kernel.most_pixels / p.tile_pixels;
+  p.blocks_each = by_shared < by_registers ? by_shared : by_registers;
+  p.blocks = static_cast<int>(few_blocks(p.tiles, kMostBlocks, p.blocks_each));
   return true;
 }
 

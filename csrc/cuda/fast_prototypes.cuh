@@ -57,7 +57,8 @@ __device__ __forceinline__ void store_coefficients(const MyPixels<Shape<T, kEigh
     for (int j = 0; j < 2; ++j) {
       bool ignored = mine.label[f][j] < 0;
       int bits = __float_as_int(inverse[f][j] * kLift);
-      asm volatile("" : "+r"(bits));  // or all products would be made before the loop over groups, and take its registers
+      asm volatile(""
+                   : "+r"(bits));  // or all products would be made before the loop over groups, and take its registers
       float factor = __int_as_float(bits);
       float* row = out + mine.place[f][j] * Group::kPitch + (threadIdx.x & 3);
 #pragma unroll

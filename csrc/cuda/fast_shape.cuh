@@ -29,8 +29,8 @@ struct Shape {
 // number; rows too short for that are padded. Either way eight units that are read or written together have banks of their own.
 template <class T, bool kRows>
 struct TileLayout {
-  int pitch;     // elements between rows
-  int swizzle;   // -1, or 0 where rows are padded
+  int pitch;                                                    // elements between rows
+  int swizzle;                                                  // -1, or 0 where rows are padded
   __device__ __forceinline__ int exchange(int channel) const {  // for pixel ^ exchange
     return (sizeof(T) == 2 ? channel & 7 : channel & 3) * 8 & swizzle;
   }
@@ -45,8 +45,8 @@ __device__ __forceinline__ TileLayout<T, kRows> tile_layout(const FastPlan& plan
 
 struct PixelArrays {  // in shared memory, one number per pixel of the tile
   int* label;
-  float *weight, *log_weight;             // log2
-  float *positive, *weighted, *excess;    // forward alone
+  float *weight, *log_weight;           // log2
+  float *positive, *weighted, *excess;  // forward alone
 };
 constexpr int kForwardArrays = 6, kBackwardArrays = 3;
 __device__ __forceinline__ PixelArrays pixel_arrays(char* p, int pixels) {

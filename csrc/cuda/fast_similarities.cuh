@@ -83,7 +83,8 @@ constexpr float kExcluded = -1e30f;
 // Marks the classes beyond the last one.
 template <class T, int kEights>
 __device__ __forceinline__ void exclude_padding(int num_classes, Accumulators<T, kEights>& s) {
-  int beyond = num_classes - 2 * static_cast<int>(threadIdx.x & 3);  // this thread's classes: those with 8 n + c < beyond
+  int beyond =
+      num_classes - 2 * static_cast<int>(threadIdx.x & 3);  // this thread's classes: those with 8 n + c < beyond
 #pragma unroll
   for (int n = 0; n < kEights; ++n) {
     if (8 * n + 8 <= num_classes) continue;
@@ -188,15 +189,14 @@ struct Drawn {
           if (is_drawn(a.sampling, k, key, index)) bits[f][j] |= 1u << bit;
       }
   }
-  __device__ __forceinline__ bool of(int f, int j, int n, int c) const {
-    return bits[f][j] >> (n % 16 * 2 + c) & 1u;
-  }
+  __device__ __forceinline__ bool of(int f, int j, int n, int c) const { return bits[f][j] >> (n % 16 * 2 + c) & 1u; }
 };
 
-// The cosine of each of the thread's pixels with its own class, to all four threads that share them. 0 outside V.
-template <class T, int kEights>
+// The cosine of each of the thread's pixels with its own class, to all four threads that share them. 0 outside V. With kExclude it
+// leaves S.
+template <class T, int kEights, bool kExclude>
 __device__ __forceinline__ void own_cosines(const MyPixels<Shape<T, kEights>::kFragments>& mine,
-                                            const Accumulators<T, kEights>& s,
+                                            Accumulators<T, kEights>& s,
                                             float (&own)[Shape<T, kEights>::kFragments][2]) {
 #pragma unroll
   for (int f = 0; f < Shape<T, kEights>::kFragments; ++f)
@@ -208,7 +208,10 @@ __device__ __forceinline__ void own_cosines(const MyPixels<Shape<T, kEights>::kF
       for (int n = 0; n < kEights; ++n)
 #pragma unroll
         for (int c = 0; c < 2; ++c)
-          if (k == n * 8 + c) own[f][j] = s[f][n][2 * j + c];
+          if (k == n * 8 + c) {
+            own[f][j] = s[f][n][2 * j + c];
+            if (kExclude) s[f][n][2 * j + c] = kExcluded;
+          }
 #pragma unroll
       for (int o = 1; o < 4; o <<= 1) own[f][j] += __shfl_xor_sync(kAllLanes, own[f][j], o);
     }
@@ -230,7 +233,8 @@ __device__ __forceinline__ void pixel_log_z(float to_log2, const Accumulators<T,
       float shift = shift_of(maximum) * to_log2;
 #pragma unroll
       for (int n = 0; n < kEights; ++n)
-        sum += exp2_approx(fmaf(s[f][n][2 * j], to_log2, -shift)) + exp2_approx(fmaf(s[f][n][2 * j + 1], to_log2, -shift));
+        sum +=
+            exp2_approx(fmaf(s[f][n][2 * j], to_log2, -shift)) + exp2_approx(fmaf(s[f][n][2 * j + 1], to_log2, -shift));
 #pragma unroll
       for (int o = 1; o < 4; o <<= 1) sum += __shfl_xor_sync(kAllLanes, sum, o);
       log_z[f][j] = shift + log2f(sum);

@@ -9,28 +9,21 @@ struct alignas(16) WarpPart {
   float maximum, sum, weight, hardest;
 };
 
-// Marks own classes and pixels outside V.
+// Marks the pixels outside V.
 template <class T, int kEights>
-__device__ __forceinline__ void exclude_own(const MyPixels<Shape<T, kEights>::kFragments>& mine,
-                                            Accumulators<T, kEights>& s) {
+__device__ __forceinline__ void exclude_ignored(const MyPixels<Shape<T, kEights>::kFragments>& mine,
+                                                Accumulators<T, kEights>& s) {
 #pragma unroll
   for (int f = 0; f < Shape<T, kEights>::kFragments; ++f)
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
-      int k = mine.label[f][j] - 2 * static_cast<int>(threadIdx.x & 3);
       bool outside = mine.label[f][j] < 0;
-      if (__any_sync(kAllLanes, outside)) {
-#pragma unroll
-        for (int n = 0; n < kEights; ++n)
-#pragma unroll
-          for (int c = 0; c < 2; ++c)
-            if (outside) s[f][n][2 * j + c] = kExcluded;
-      }
+      if (!__any_sync(kAllLanes, outside)) continue;
 #pragma unroll
       for (int n = 0; n < kEights; ++n)
 #pragma unroll
         for (int c = 0; c < 2; ++c)
-          if (k == n * 8 + c) s[f][n][2 * j + c] = kExcluded;
+          if (outside) s[f][n][2 * j + c] = kExcluded;
     }
 }
 
@@ -55,103 +48,83 @@ __device__ __forceinline__ void exclude_undrawn(const FastArguments& a, const Ti
   }
 }
 
-// Sums 8 values of each thread over the 8 threads that differ in g; thread g has the sum of value g. Each exchange halves
+// Combines 8 values of each thread over the 8 threads that differ in g; thread g has the result of value g. Each exchange halves
 // what is left.
-__device__ __forceinline__ float sum_over_g(float (&v)[8]) {
+template <class Combine>
+__device__ __forceinline__ float over_g(float (&v)[8], Combine combine) {
 #pragma unroll
   for (int half = 4; half; half >>= 1) {
     bool upper = threadIdx.x >> 2 & half;
 #pragma unroll
     for (int i = 0; i < half; ++i) {
       float send = upper ? v[i] : v[i + half], keep = upper ? v[i + half] : v[i];
-      v[i] = keep + __shfl_xor_sync(kAllLanes, send, 4 * half);
+      v[i] = combine(keep, __shfl_xor_sync(kAllLanes, send, 4 * half));
     }
   }
   return v[0];
 }
+__device__ __forceinline__ float add(float a, float b) { return a + b; }
 
-// The sums of (3) over the warp's pixels, where one maximum fits all: |S| <= 1/tau, and no weight is extreme.
+// The sums of (3) over the warp's pixels, 4 eights of classes at a time: value 2 n + c of a thread is of class 8 n + 2 q + c. Relative
+// to one maximum where that fits all: |S| <= 1/tau, and no weight is extreme.
 template <class T, int kEights>
-__device__ __forceinline__ void reduce_relative_to(float maximum, float to_log2, int num_classes,
+__device__ __forceinline__ void reduce_over_pixels(const FastStatistics& job, bool one_maximum, float to_log2,
                                                    const MyPixels<Shape<T, kEights>::kFragments>& mine,
                                                    const Accumulators<T, kEights>& s, WarpPart* parts) {
   constexpr int kFragments = Shape<T, kEights>::kFragments;
   Lane my;
-  float shift = maximum * static_cast<float>(kLog2E), offset[kFragments][2];
-#pragma unroll
-  for (int f = 0; f < kFragments; ++f)
-#pragma unroll
-    for (int j = 0; j < 2; ++j) offset[f][j] = mine.log_weight[f][j] - shift;
-#pragma unroll
-  for (int first = 0; first < kEights; first += 4) {
-    if (first * 8 >= num_classes) break;
-    float v[8];
+  int num_classes = static_cast<int>(job.common.pixels.num_classes);
+  // v[i] = the combination of term(cosine, f, j) over the thread's pixels
+  auto each = [&](int first, float (&v)[8], float none, auto term, auto combine) {
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
-      v[i] = 0.f;
-      if (first + i / 2 < kEights) {
+      v[i] = none;
+      int n = first + i / 2;
+      if (n < kEights) {
 #pragma unroll
         for (int f = 0; f < kFragments; ++f)
 #pragma unroll
-          for (int j = 0; j < 2; ++j)
-            v[i] += exp2_approx(fmaf(s[f][first + i / 2 < kEights ? first + i / 2 : 0][2 * j + i % 2], to_log2,
-                                     offset[f][j]));
+          for (int j = 0; j < 2; ++j) v[i] = combine(v[i], term(s[f][n < kEights ? n : 0][2 * j + i % 2], i, f, j));
       }
     }
-    float sum = sum_over_g(v);
+  };
+#pragma unroll
+  for (int first = 0; first < kEights; first += 4) {
+    if (first * 8 >= num_classes) break;
+    float v[8], shift[8], weight = 0.f, hardest = minus_infinity(), maximum = to_log2;
+    if (!one_maximum) {
+      each(
+          first, v, minus_infinity(),
+          [&](float cosine, int, int f, int j) {
+            return cosine <= kExcluded ? minus_infinity() : fmaf(cosine, to_log2, mine.log_weight[f][j]);
+          },
+          fmaxf);
+      maximum = over_g(v, fmaxf);
+    }
+#pragma unroll
+    for (int i = 0; i < 8; ++i)
+      shift[i] = one_maximum ? to_log2 : shift_of(__shfl_sync(kAllLanes, maximum, 4 * i + my.q));
+    each(
+        first, v, 0.f,
+        [&](float cosine, int i, int f, int j) {
+          return exp2_approx(fmaf(cosine, to_log2, mine.log_weight[f][j]) - shift[i]);
+        },
+        add);
+    float sum = over_g(v, add);
+    if (job.common.sampling.thresholds) {
+      each(
+          first, v, 0.f, [&](float cosine, int, int f, int j) { return cosine <= kExcluded ? 0.f : mine.weight[f][j]; },
+          add);
+      weight = over_g(v, add);
+    }
+    if (job.hardest_negative) {
+      each(
+          first, v, minus_infinity(),
+          [&](float cosine, int, int, int) { return cosine <= kExcluded ? minus_infinity() : cosine; }, larger<float>);
+      hardest = over_g(v, larger<float>) * static_cast<float>(1 / job.common.temperature);
+    }
     int k = (first + my.g / 2) * 8 + my.q * 2 + my.g % 2;
-    if (k < num_classes) parts[k] = {maximum, sum, 0.f, minus_infinity()};
-  }
-}
-
-// The same for every temperature and weight, with a maximum for each class; and what only some calls ask for.
-template <class T, int kEights>
-__device__ __forceinline__ void reduce_each(const FastStatistics& job, float to_log2,
-                                            const MyPixels<Shape<T, kEights>::kFragments>& mine,
-                                            const Accumulators<T, kEights>& s, WarpPart* parts) {
-  constexpr int kFragments = Shape<T, kEights>::kFragments;
-  bool sampled = job.common.sampling.thresholds, hardest_negative = job.hardest_negative;
-  Lane my;
-  int num_classes = static_cast<int>(job.common.pixels.num_classes);
-#pragma unroll
-  for (int n = 0; n < kEights; ++n) {
-    if (n * 8 >= num_classes) break;
-#pragma unroll
-    for (int c = 0; c < 2; ++c) {
-      float v[kFragments][2], maximum = minus_infinity(), sum = 0.f, weight = 0.f, hardest = minus_infinity();
-#pragma unroll
-      for (int f = 0; f < kFragments; ++f)
-#pragma unroll
-        for (int j = 0; j < 2; ++j) {
-          float cosine = s[f][n][2 * j + c];
-          bool excluded = cosine <= kExcluded;
-          v[f][j] = excluded ? minus_infinity() : fmaf(cosine, to_log2, mine.log_weight[f][j]);
-          maximum = fmaxf(maximum, v[f][j]);
-          if (!excluded) weight += mine.weight[f][j];
-          if (!excluded && hardest_negative) hardest = larger(hardest, cosine);
-        }
-#pragma unroll
-      for (int o = 4; o < 32; o <<= 1) maximum = fmaxf(maximum, __shfl_xor_sync(kAllLanes, maximum, o));
-      float shift = shift_of(maximum);
-#pragma unroll
-      for (int f = 0; f < kFragments; ++f)
-#pragma unroll
-        for (int j = 0; j < 2; ++j) sum += exp2_approx(v[f][j] - shift);
-#pragma unroll
-      for (int o = 4; o < 32; o <<= 1) sum += __shfl_xor_sync(kAllLanes, sum, o);
-      if (sampled) {
-#pragma unroll
-        for (int o = 4; o < 32; o <<= 1) weight += __shfl_xor_sync(kAllLanes, weight, o);
-      }
-      if (hardest_negative) {
-#pragma unroll
-        for (int o = 4; o < 32; o <<= 1) hardest = larger(hardest, __shfl_xor_sync(kAllLanes, hardest, o));
-      }
-      int k = n * 8 + my.q * 2 + c;
-      if (my.g == 0 && k < num_classes)
-        parts[k] = {maximum * static_cast<float>(1 / kLog2E), sum, weight,
-                    hardest * static_cast<float>(1 / job.common.temperature)};
-    }
+    if (k < num_classes) parts[k] = {maximum * static_cast<float>(1 / kLog2E), sum, weight, hardest};
   }
 }
 
@@ -182,7 +155,7 @@ __global__ void __launch_bounds__(Shape<T, kEights>::kMostThreads, Shape<T, kEig
   float* sums = reinterpret_cast<float*>(&diagnostics + 1);  // (kPartialRows, K)
   int t = threadIdx.x, warp = t >> 5, warps = blockDim.x >> 5, num_classes = static_cast<int>(a.pixels.num_classes);
   float inverse_tau = static_cast<float>(1.0 / a.temperature), to_log2 = static_cast<float>(kLog2E / a.temperature);
-  bool one_maximum = 2 / a.temperature <= 60 && !a.sampling.thresholds && !job.hardest_negative;
+  bool warm = 2 / a.temperature <= 60;
   for (int i = t; i < kPartialRows * num_classes; i += blockDim.x)
     sums[i] = i < (kMaximum + 1) * num_classes || i >= kHardest * num_classes ? minus_infinity() : 0.f;
   if (t == 0) clear(diagnostics);
@@ -195,16 +168,13 @@ __global__ void __launch_bounds__(Shape<T, kEights>::kMostThreads, Shape<T, kEig
     similarities<T, kEights, kRows>(a, place, tile, shared_address(memory + a.plan.tile_bytes), with_prototypes, s,
                                     inverse);
     MyPixels<kFragments> mine(arrays);
-    own_cosines<T, kEights>(mine, s, own);
     if (a.pixel_anchor) pixel_log_z<T, kEights>(to_log2, s, all_classes);
-    exclude_own<T, kEights>(mine, s);
+    exclude_ignored<T, kEights>(mine, s);
+    own_cosines<T, kEights, true>(mine, s, own);
     if (a.sampling.thresholds) exclude_undrawn<T, kEights>(a, place, mine, s);
     SYNC_THREADS(ring_is_free);
-    WarpPart* mine_parts = parts + warp * a.plan.rows;
-    if (one_maximum && weights_are_ordinary(mine))
-      reduce_relative_to<T, kEights>(inverse_tau, to_log2, num_classes, mine, s, mine_parts);
-    else
-      reduce_each<T, kEights>(job, to_log2, mine, s, mine_parts);
+    reduce_over_pixels<T, kEights>(job, warm && weights_are_ordinary(mine), to_log2, mine, s,
+                                   parts + warp * a.plan.rows);
     if ((t & 3) == 0) {
 #pragma unroll
       for (int f = 0; f < kFragments; ++f)

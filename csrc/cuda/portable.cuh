@@ -21,13 +21,13 @@
 #elif !defined(MUTANT)
 #define MUTANT 0
 #endif
-#define SYNC_THREADS(why)                                             \
-  do {                                                                \
-    if (MUTANT != static_cast<int>(Barrier::why)) __syncthreads();    \
+#define SYNC_THREADS(why)                                          \
+  do {                                                             \
+    if (MUTANT != static_cast<int>(Barrier::why)) __syncthreads(); \
   } while (0)
-#define WAIT_FOR_COPIES(why, groups)                                        \
-  do {                                                                      \
-    if (MUTANT != static_cast<int>(Barrier::why)) wait_for_copies(groups);  \
+#define WAIT_FOR_COPIES(why, groups)                                       \
+  do {                                                                     \
+    if (MUTANT != static_cast<int>(Barrier::why)) wait_for_copies(groups); \
   } while (0)
 
 namespace proac::cuda {
