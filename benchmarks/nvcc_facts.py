@@ -174,9 +174,9 @@ def _launches() -> dict[tuple[int, str], tuple[int, int]]:
                 x = np.zeros((1, 256, 16), dtype, order="C" if order == "C" else "F")
                 labels, p = np.full((1, 16), 255, np.uint8), np.ones((classes, 256), np.float32)
                 statistics, positive, _ = module.class_statistics(
-                    x, type_, labels, None, p, None, None, 0.1, 255, False, False
+                    x, type_, labels, None, p, None, None, 0.1, 255, False, False, False
                 )
-                sums = module.positive_sums(positive, labels, None, statistics, 255, False)
+                sums = module.positive_sums(positive, labels, None, statistics, 255, False, False)
                 one = np.ones((), np.float32)
                 module.loss_gradients(
                     x,
@@ -195,6 +195,7 @@ def _launches() -> dict[tuple[int, str], tuple[int, int]]:
                     False,
                     0.0,
                     1,
+                    False,
                     x.copy(order="K"),
                     None,
                 )

@@ -24,6 +24,7 @@ class Options(NamedTuple):
     reduction: int
     hardest_negative: bool  #: look for it, for the statistics that the caller asked for
     check_values: bool  #: in a compiled graph: raise RuntimeError for bad values when it runs
+    nearest_exact: bool  #: which of the two rules labels and weights are read by
     process_group: Any  #: whose ranks' pixels make up the loss; None for this process alone
 
 
@@ -47,11 +48,11 @@ class ProACFunction(torch.autograd.Function):
             pixels = features, labels, pixel_weight
             sampling = options.num_negatives, prototypes.shape[0], options.ignore_index
             if group is None:
-                thresholds = ops.select_negatives(*pixels, rng_state, *sampling)
+                thresholds = ops.select_negatives(*pixels, rng_state, *sampling, options.nearest_exact)
             else:
                 num_pixels = features.shape[0] * features.shape[2:].numel()
                 rng_state = distributed.share_rng_state(rng_state, num_pixels, group)
-                thresholds = distributed.select_negatives(*pixels, rng_state, *sampling, group)
+                thresholds = distributed.select_negatives(*pixels, rng_state, *sampling, options.nearest_exact, group)
         statistics, positive, diagnostics = ops.class_statistics(
             features,
             labels,
@@ -63,12 +64,19 @@ class ProACFunction(torch.autograd.Function):
             options.ignore_index,
             options.pixel_anchor_weight > 0,
             options.hardest_negative,
+            options.nearest_exact,
         )
         if options.check_values:
             statistics = torch.ops.proac_cuda.check_values(statistics, diagnostics, class_weight)
         statistics = distributed.merge(statistics, stages.merge_statistics, group)
         sums = ops.positive_sums(
-            positive, labels, pixel_weight, statistics, options.ignore_index, options.negative_mean
+            positive,
+            labels,
+            pixel_weight,
+            statistics,
+            options.ignore_index,
+            options.negative_mean,
+            options.nearest_exact,
         )
         sums = distributed.merge(sums, stages.merge_positive_sums, group)
         loss = ops.reduce_loss(statistics, sums, class_weight, options.pixel_anchor_weight, options.reduction)
@@ -100,6 +108,7 @@ class ProACFunction(torch.autograd.Function):
             options.reduction,
             features_need_grad,
             prototypes_need_grad,
+            options.nearest_exact,
         )
         if torch.is_grad_enabled():  # create_graph=True
             sources = (features, prototypes, grad_loss)

@@ -1,4 +1,5 @@
-"""Seeing what the loss sees of each class: over training, to a picture or TensorBoard; and the prototypes' cosines.
+"""Seeing what the loss sees of each class: over training, to a picture or TensorBoard; what of the labels it does not see;
+and the prototypes' cosines.
 
 Pictures need matplotlib (``pip install matplotlib``), TensorBoard its own package; neither is imported before it is used.
 """
@@ -7,13 +8,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .autograd import ProACStats
+from .pixels import nearest_index
 from .prototypes import prototype_certificate
+from .validation import LABEL_DTYPES, as_int, check_label_sampling, check_tensor
 
 # Quantity: its title, and whether large values are the bad ones.
 _SHOWN = {
@@ -21,11 +24,78 @@ _SHOWN = {
     "hardest_negative_cosine": ("largest cosine of another class's pixel with it", True),
     "log_z": ("log Z", True),
 }
+_LABEL_SHARE = "share of a class's label pixels that features read"
 _NAMED = 40  # classes that have room for their names
 _POINTS = 400  # of a curve: more than that are not to be seen, and take long to draw
 
 
-def log_to_tensorboard(writer: Any, stats: ProACStats, step: int, class_names: Sequence[str] | None = None) -> None:
+class LabelsRead(NamedTuple):
+    """Label pixels of each class, and how many of those the features read: int64 (K,) each. Counts of batches add up."""
+
+    labels: Tensor  #: at the labels' own size
+    read: Tensor  #: of those, the ones that some feature reads
+
+    @property
+    def share(self) -> Tensor:
+        """read / labels, float32 (K,): about 1 / s^2 at stride s, 0 for a class that is lost, NaN for one without labels."""
+        return self.read / self.labels
+
+
+def labels_read(
+    labels: Tensor,
+    size: Sequence[int],
+    num_classes: int,
+    *,
+    ignore_index: int = 255,
+    label_sampling: str = "nearest",
+) -> LabelsRead:
+    r"""Count what the loss sees of the labels: one pass over them, without synchronisation.
+
+    Args:
+        labels: (B, \*any size), as :func:`~proac_cuda.proac_loss` takes them. Those outside [0, K) are not counted.
+        size: spatial size of the features, ``features.shape[2:]``.
+        num_classes: K.
+        ignore_index: not counted.
+        label_sampling: the rule that the loss is called with.
+
+    Raises:
+        TypeError, ValueError: labels of another dtype, a size of other axes, an unknown rule.
+    """
+    check_tensor("labels", labels, LABEL_DTYPES)
+    check_label_sampling(label_sampling)
+    num_classes = as_int("num_classes", num_classes, 1)
+    if labels.ndim != len(size) + 1:
+        raise ValueError(
+            f"size: expected {labels.ndim - 1} numbers, one for each spatial axis of labels {tuple(labels.shape)}, "
+            f"got {tuple(size)}"
+        )
+    read, repeated = labels, torch.zeros((), dtype=torch.bool, device=labels.device)
+    for axis, features in enumerate(size, start=1):
+        index = nearest_index(labels.shape[axis], features, labels.device, label_sampling == "nearest-exact")
+        read = read.index_select(axis, index)
+        again = torch.cat([index[:1] < 0, index[1:] == index[:-1]])  # several features read one label pixel
+        repeated = repeated[..., None] | again
+    counts = [_count(part, num_classes) for part in (labels, torch.where(repeated, -1, read.long()))]
+    if 0 <= ignore_index < num_classes:
+        for count in counts:
+            count[ignore_index] = 0
+    return LabelsRead(*counts)
+
+
+def _count(labels: Tensor, num_classes: int) -> Tensor:
+    """Pixels of each class, (K,); torch.bincount would make the host wait for a GPU."""
+    place = labels.flatten().long().clamp(-1, num_classes).add_(1)
+    counts = torch.zeros(num_classes + 2, dtype=torch.int64, device=labels.device)
+    return counts.scatter_add_(0, place, counts.new_ones(1).expand_as(place))[1:-1]
+
+
+def log_to_tensorboard(
+    writer: Any,
+    stats: ProACStats,
+    step: int,
+    class_names: Sequence[str] | None = None,
+    labels_read: LabelsRead | None = None,
+) -> None:
     """Write each class's cosines, log Z and loss as scalars ``proac/<quantity>/<class>``. Synchronises with the GPU.
 
     Args:
@@ -33,8 +103,13 @@ def log_to_tensorboard(writer: Any, stats: ProACStats, step: int, class_names: S
         stats: of ``proac_loss(..., return_stats=True)``. Classes that are absent are left out.
         step: the training step.
         class_names: K names; their numbers by default.
+        labels_read: of :func:`labels_read`; its shares are written too, as ``label_share``.
     """
     names = _names(class_names, len(stats.weight))
+    if labels_read is not None:
+        for name, share in zip(names, labels_read.share.tolist(), strict=True):
+            if share == share:
+                writer.add_scalar(f"proac/label_share/{name}", share, step)
     present = (stats.weight > 0).tolist()
     for quantity in (*_SHOWN, "loss"):
         values = getattr(stats, quantity).tolist()
@@ -58,16 +133,21 @@ class History:
         self.class_names = class_names
         self.steps: list[int] = []
         self._stats: list[ProACStats] = []
+        self._shares: list[Tensor | None] = []
 
-    def add(self, step: int, stats: ProACStats) -> None:
-        """Keep the statistics of a step."""
+    def add(self, step: int, stats: ProACStats, labels_read: LabelsRead | None = None) -> None:
+        """Keep the statistics of a step, and what :func:`labels_read` counted in it."""
         self.steps.append(step)
         self._stats.append(stats)
+        self._shares.append(None if labels_read is None else labels_read.share)
 
     def values(self, quantity: str) -> Tensor:
-        """(steps, K) of one field of :class:`ProACStats`; NaN where the class was absent."""
+        """(steps, K) of one field of :class:`ProACStats`, or "label_share"; NaN where the class was absent."""
         if not self._stats:
             return torch.empty(0, 0)
+        if quantity == "label_share":
+            nothing = torch.full_like(self._stats[0].weight, torch.nan, dtype=torch.float32)
+            return torch.stack([nothing if share is None else share for share in self._shares]).cpu()
         table = torch.stack([getattr(stats, quantity) for stats in self._stats])
         present = torch.stack([stats.weight for stats in self._stats]) > 0
         return torch.where(present, table, torch.nan).cpu()
@@ -79,20 +159,23 @@ class History:
         """
         if not self.steps:
             raise ValueError("history: nothing was added yet")
+        shown = dict(_SHOWN)
+        if any(share is not None for share in self._shares):
+            shown["label_share"] = _LABEL_SHARE, False
         plt = _pyplot()
         steps = _thinned(torch.tensor(self.steps, dtype=torch.float64))
         names = _drawn_names(self.class_names, len(self._stats[0].weight))
         height = 0.17 * min(max(len(names), 15), _NAMED) + 0.5
         figure, axes = plt.subplots(
             2,
-            len(_SHOWN),
-            figsize=(15, 3.2 + height),
+            len(shown),
+            figsize=(5 * len(shown), 3.2 + height),
             height_ratios=(3.2, height),
             sharex="col",
             squeeze=False,
             constrained_layout=True,
         )
-        for column, (quantity, (title, large_is_bad)) in enumerate(_SHOWN.items()):
+        for column, (quantity, (title, large_is_bad)) in enumerate(shown.items()):
             table = self.values(quantity).double()
             table = _thinned(table.masked_fill(~table.isfinite(), torch.nan))
             axes[0, column].set_title(title, fontsize=11)

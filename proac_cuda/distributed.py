@@ -90,6 +90,7 @@ def select_negatives(
     num_negatives: int,
     num_classes: int,
     ignore_index: int,
+    nearest_exact: bool,
     group: Any,
 ) -> Tensor:
     """As the stage of the same name, over all ranks: thresholds (K, 2) int64 that hold for this rank's pixels.
@@ -97,7 +98,8 @@ def select_negatives(
     Each round narrows every class's last key by one byte, from all ranks' counts. Of the pixels with exactly that key
     the first ones in rank order are taken: the counts of the last round tell each rank how many of those are its own.
     """
-    pixels = read_pixels(labels, pixel_weight, features.shape[2:], num_classes, ignore_index, torch.float32)
+    spatial = features.shape[2:]
+    pixels = read_pixels(labels, pixel_weight, spatial, num_classes, ignore_index, torch.float32, nearest_exact)
     label = pixels.label.flatten()
     index = torch.arange(label.numel(), device=label.device) + rng_state[1]
     key = torch.where(label >= 0, philox_keys(rng_state[0], index), _KEY_END)

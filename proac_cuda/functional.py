@@ -33,6 +33,7 @@ def proac_loss(
     backend: str = ...,
     return_stats: Literal[False] = ...,
     process_group: Any = ...,
+    label_sampling: str = ...,
 ) -> Tensor: ...
 @overload
 def proac_loss(
@@ -52,6 +53,7 @@ def proac_loss(
     backend: str = ...,
     return_stats: Literal[True],
     process_group: Any = ...,
+    label_sampling: str = ...,
 ) -> tuple[Tensor, ProACStats]: ...
 @overload
 def proac_loss(
@@ -71,6 +73,7 @@ def proac_loss(
     backend: str = ...,
     return_stats: bool,
     process_group: Any = ...,
+    label_sampling: str = ...,
 ) -> Tensor | tuple[Tensor, ProACStats]: ...
 def proac_loss(
     features: Tensor,
@@ -89,6 +92,7 @@ def proac_loss(
     backend: str = "auto",
     return_stats: bool = False,
     process_group: Any = None,
+    label_sampling: str = "nearest",
 ) -> Tensor | tuple[Tensor, ProACStats]:
     r"""Prototype-anchor contrast: each class prototype against its own pixels and the pixels of all other classes.
 
@@ -104,7 +108,7 @@ def proac_loss(
             float64; not normalised. Read where they lie if the spatial axes collapse into one stride and the channel or
             the pixel stride is 1 (contiguous, channels_last, slices of these); else copied once, with a warning.
         labels: class of each pixel, (B, \*any spatial size) or (N,); uint8, int16, int32 or int64; read at the features'
-            resolution by the rule of ``interpolate(mode="nearest")``.
+            resolution by the rule of ``interpolate(mode="nearest")``, see ``label_sampling``.
         prototypes: one anchor per class, (K, D); normalised inside. See :func:`uniform_prototypes`.
         temperature: divides the cosines.
         ignore_index: label of pixels that take no part and get a gradient of exactly 0.
@@ -123,6 +127,8 @@ def proac_loss(
             vectors of one number per class. Every rank makes the call; each gets the global loss, and R (the number of
             ranks) times its slice of the global gradient, which DistributedDataParallel's averaging turns into that of
             one process holding the whole batch. Over ranks, rank 0's seed is used; ``invalid_labels`` counts this rank's.
+        label_sampling: which pixel of the labels, and of ``pixel_weight``, a feature reads: "nearest", the authors', the
+            first of each s x s cell; "nearest-exact" the one in its middle, each as ``interpolate`` of that mode does.
 
     Returns:
         The loss, a scalar, or (K,) for ``reduction="none"``; float32, or float64 for float64 features. With
@@ -149,6 +155,7 @@ def proac_loss(
         seed,
         reduction,
         process_group,
+        label_sampling,
     )
     check_tensors(features, labels, prototypes, pixel_weight, class_weight, seed)
     check_ignore_index(ignore_index, prototypes.shape[0])
@@ -171,6 +178,7 @@ def proac_loss(
         reduction=REDUCTIONS[reduction],
         hardest_negative=return_stats,
         check_values=looks_at_values and torch.compiler.is_compiling(),
+        nearest_exact=label_sampling == "nearest-exact",
         process_group=process_group,
     )
     loss: Tensor

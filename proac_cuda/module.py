@@ -35,7 +35,7 @@ class ProACLoss(nn.Module):
         learnable: make them a Parameter. They are a buffer otherwise.
         class_weight: (K,) tensor, a buffer.
         **options: temperature, ignore_index, num_negatives, negative_reduction, pixel_anchor_weight, seed, reduction,
-            backend, return_stats and process_group, as in :func:`proac_loss`.
+            backend, return_stats, process_group and label_sampling, as in :func:`proac_loss`.
 
     Prototypes and class weights stay float32 under ``.half()``, ``.bfloat16()`` and ``.double()``; they move with
     ``.to(device)``, as a seed tensor does, which ``state_dict`` leaves out. A copy shares the process group; a pickle
@@ -73,6 +73,7 @@ class ProACLoss(nn.Module):
         backend: str = "auto",
         return_stats: bool = False,
         process_group: Any = None,
+        label_sampling: str = "nearest",
     ) -> None:
         super().__init__()
         ignore_index, num_negatives, seed = check_options(
@@ -84,6 +85,7 @@ class ProACLoss(nn.Module):
             seed,
             reduction,
             process_group,
+            label_sampling,
         )
         check_name(backend)
         if prototypes is None:
@@ -127,6 +129,7 @@ class ProACLoss(nn.Module):
         self.backend = backend
         self.return_stats = return_stats
         self.process_group = process_group
+        self.label_sampling = label_sampling
 
     def forward(
         self, features: Tensor, labels: Tensor, pixel_weight: Tensor | None = None
@@ -148,6 +151,7 @@ class ProACLoss(nn.Module):
             backend=self.backend,
             return_stats=self.return_stats,
             process_group=self.process_group,
+            label_sampling=self.label_sampling,
         )
 
     def reset_parameters(self) -> None:
@@ -193,7 +197,14 @@ class ProACLoss(nn.Module):
         return {**self.__dict__, "process_group": None}
 
     def extra_repr(self) -> str:
-        options = ("temperature", "ignore_index", "num_negatives", "negative_reduction", "pixel_anchor_weight")
+        options = (
+            "temperature",
+            "ignore_index",
+            "num_negatives",
+            "negative_reduction",
+            "pixel_anchor_weight",
+            "label_sampling",
+        )
         shown = [f"num_classes={self.num_classes}", f"embedding_dim={self.embedding_dim}"]
         shown += [f"{name}={getattr(self, name)!r}" for name in options]
         return ", ".join([*shown, f"reduction={self.reduction!r}", f"backend={self.backend!r}"])

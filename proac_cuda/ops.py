@@ -7,6 +7,7 @@ kernels "cuda"). So a call is one and the same graph whichever backend runs it.
 Shapes, in every op: features (B, D, *spatial) with 1 to 3 spatial axes which collapse into one pixel stride, the channel
 or the pixel stride being 1; labels and pixel_weight (B, *any size), any strides; prototypes (K, D) contiguous.
 float64 features go with float64 prototypes, weights and class vectors, all others with float32 ones.
+``nearest_exact`` says by which of the two rules of :func:`proac_cuda.pixels.nearest_index` labels and weights are read.
 """
 
 from __future__ import annotations
@@ -26,20 +27,21 @@ REFERENCE = "proac_cuda_reference"
 SCHEMAS = {
     "select_negatives": """(
         Tensor features, Tensor labels, Tensor? pixel_weight, Tensor rng_state,
-        int num_negatives, int num_classes, int ignore_index) -> Tensor""",
+        int num_negatives, int num_classes, int ignore_index, bool nearest_exact=False) -> Tensor""",
     "class_statistics": """(
         Tensor features, Tensor labels, Tensor? pixel_weight, Tensor prototypes, Tensor? thresholds, Tensor? rng_state,
-        float temperature, int ignore_index, bool pixel_anchor, bool hardest_negative) -> (Tensor, Tensor, Tensor)""",
+        float temperature, int ignore_index, bool pixel_anchor, bool hardest_negative,
+        bool nearest_exact=False) -> (Tensor, Tensor, Tensor)""",
     "positive_sums": """(
         Tensor positive, Tensor labels, Tensor? pixel_weight, Tensor statistics,
-        int ignore_index, bool negative_mean) -> Tensor""",
+        int ignore_index, bool negative_mean, bool nearest_exact=False) -> Tensor""",
     "reduce_loss": """(
         Tensor statistics, Tensor sums, Tensor? class_weight, float pixel_anchor_weight, int reduction) -> Tensor""",
     "loss_gradients": """(
         Tensor features, Tensor labels, Tensor? pixel_weight, Tensor prototypes, Tensor? thresholds, Tensor? rng_state,
         Tensor statistics, Tensor sums, Tensor? class_weight, Tensor grad_loss,
         float temperature, int ignore_index, bool negative_mean, float pixel_anchor_weight, int reduction,
-        bool features_need_grad, bool prototypes_need_grad) -> (Tensor, Tensor)""",
+        bool features_need_grad, bool prototypes_need_grad, bool nearest_exact=False) -> (Tensor, Tensor)""",
 }
 
 
@@ -51,6 +53,7 @@ def _fake_select_negatives(
     num_negatives: int,
     num_classes: int,
     ignore_index: int,
+    nearest_exact: bool = False,
 ) -> Tensor:
     return rng_state.new_empty(num_classes, 2)
 
@@ -90,9 +93,21 @@ def _fake_loss_gradients(
     labels: Tensor,
     pixel_weight: Tensor | None,
     prototypes: Tensor,
-    *arguments: Any,
+    thresholds: Tensor | None,
+    rng_state: Tensor | None,
+    statistics: Tensor,
+    sums: Tensor,
+    class_weight: Tensor | None,
+    grad_loss: Tensor,
+    temperature: float,
+    ignore_index: int,
+    negative_mean: bool,
+    pixel_anchor_weight: float,
+    reduction: int,
+    features_need_grad: bool,
+    prototypes_need_grad: bool,
+    nearest_exact: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    features_need_grad, prototypes_need_grad = arguments[-2:]
     return (
         torch.empty_like(features) if features_need_grad else features.new_empty(0),
         torch.empty_like(prototypes) if prototypes_need_grad else prototypes.new_empty(0),

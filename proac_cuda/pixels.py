@@ -14,22 +14,27 @@ from torch import Tensor
 _MASK32 = 0xFFFFFFFF
 
 
-def nearest_index(label_size: int, feature_size: int, device: torch.device) -> Tensor:
-    """Where each index of a feature axis reads an axis of the labels: ``interpolate(mode="nearest")``'s rule, (h,) int64."""
+def nearest_index(label_size: int, feature_size: int, device: torch.device, nearest_exact: bool) -> Tensor:
+    """Where each index of a feature axis reads an axis of the labels, (h,) int64.
+
+    The rule of ``interpolate(mode="nearest")``, or of ``"nearest-exact"``, for a float32 tensor.
+    """
     index = torch.arange(feature_size, device=device)
     if label_size == feature_size:
         return index
     # A 0-dim CPU tensor goes into a kernel as a number: nothing is copied to the device.
     labels = torch.tensor(label_size, dtype=torch.float32, device="cpu")
     features = torch.tensor(feature_size, dtype=torch.float32, device="cpu")
-    return (index.float() * (labels / features)).floor().long().clamp_(max=label_size - 1)
+    place = index.float() + 0.5 if nearest_exact else index.float()
+    return (place * (labels / features)).floor().long().clamp_(max=label_size - 1)
 
 
-def read_nearest(values: Tensor, spatial: Sequence[int]) -> Tensor:
+def read_nearest(values: Tensor, spatial: Sequence[int], nearest_exact: bool) -> Tensor:
     """``values`` (B, *any size) read at the feature resolution ``spatial``, flattened to (B, P)."""
     for axis, size in enumerate(spatial, start=1):
         if values.shape[axis] != size:
-            values = values.index_select(axis, nearest_index(values.shape[axis], size, values.device))
+            index = nearest_index(values.shape[axis], size, values.device, nearest_exact)
+            values = values.index_select(axis, index)
     return values.reshape(values.shape[0], values.shape[1:].numel())
 
 
@@ -49,23 +54,26 @@ def read_pixels(
     num_classes: int,
     ignore_index: int,
     dtype: torch.dtype,
+    nearest_exact: bool,
 ) -> Pixels:
     """Section 3's set V: the label rule and the weight rule, at the features' resolution."""
-    label = read_nearest(labels, spatial).long()
+    label = read_nearest(labels, spatial, nearest_exact).long()
     in_range = (label >= 0) & (label < num_classes)
     ignored = label == ignore_index
     kept = in_range & ~ignored
     bad_weight = torch.zeros_like(kept)
     weight = kept.to(dtype)
     if pixel_weight is not None:
-        weight = read_nearest(pixel_weight, spatial).to(dtype)
+        weight = read_nearest(pixel_weight, spatial, nearest_exact).to(dtype)
         bad_weight = kept & ~((weight >= 0) & torch.isfinite(weight))
         kept = kept & (weight > 0) & ~bad_weight
         weight = torch.where(kept, weight, 0)
     return Pixels(torch.where(kept, label, -1), weight, ~(in_range | ignored), bad_weight)
 
 
-def first_values(labels: Tensor, pixel_weight: Tensor | None, spatial: Sequence[int], pixels: Pixels) -> Tensor:
+def first_values(
+    labels: Tensor, pixel_weight: Tensor | None, spatial: Sequence[int], pixels: Pixels, nearest_exact: bool
+) -> Tensor:
     """The diagnostics of a call, int64 (4,).
 
     (number of invalid labels, the first of them, number of invalid weights, the float64 bits of the first of them),
@@ -75,10 +83,10 @@ def first_values(labels: Tensor, pixel_weight: Tensor | None, spatial: Sequence[
     diagnostics[0] = pixels.bad_label.sum()
     diagnostics[2] = pixels.bad_weight.sum()
     if pixels.bad_label.numel():
-        label = read_nearest(labels, spatial).long().flatten()
+        label = read_nearest(labels, spatial, nearest_exact).long().flatten()
         diagnostics[1] = _first(label, pixels.bad_label)
         if pixel_weight is not None:
-            weight = read_nearest(pixel_weight, spatial).flatten()
+            weight = read_nearest(pixel_weight, spatial, nearest_exact).flatten()
             if weight.device.type != "mps":  # which knows no float64
                 diagnostics[3] = _first(weight.double().view(torch.int64), pixels.bad_weight)
     return diagnostics

@@ -113,9 +113,11 @@ def select_negatives(
     num_negatives: int,
     num_classes: int,
     ignore_index: int,
+    nearest_exact: bool = False,
 ) -> Tensor:
     """(2): the last member of each N_k in (key, index) order, (K, 2) int64; (2^32, 0) where all of V \\ P_k is taken."""
-    pixels = read_pixels(labels, pixel_weight, features.shape[2:], num_classes, ignore_index, compute_dtype(features))
+    dtype = compute_dtype(features)
+    pixels = read_pixels(labels, pixel_weight, features.shape[2:], num_classes, ignore_index, dtype, nearest_exact)
     index = pixels.label.flatten().ge(0).nonzero().squeeze(1)
     label = pixels.label.flatten()[index]
     index = index + rng_state[1]
@@ -141,11 +143,12 @@ def class_statistics(
     ignore_index: int,
     pixel_anchor: bool,
     hardest_negative: bool,
+    nearest_exact: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Stage (i), equations (1), (3), (5): statistics (6, K), S_{y_i,i} of each pixel (B, *spatial), diagnostics (4,)."""
     num_classes, dtype = prototypes.shape[0], compute_dtype(features)
     spatial = features.shape[2:]
-    pixels = read_pixels(labels, pixel_weight, spatial, num_classes, ignore_index, dtype)
+    pixels = read_pixels(labels, pixel_weight, spatial, num_classes, ignore_index, dtype, nearest_exact)
     anchors, _ = unit(prototypes, dim=1)
     positive = torch.zeros_like(pixels.weight)
     nothing = prototypes.new_zeros(stages.NUM_STATISTICS, num_classes)
@@ -166,7 +169,7 @@ def class_statistics(
             part[stages.HARDEST_NEGATIVE] = torch.where(chunk.negative, s, -torch.inf).amax(1)
         positive[chunk.image, chunk.pixel] = torch.where(chunk.own, s, 0).sum(0)
         parts.append(part)
-    diagnostics = first_values(labels, pixel_weight, spatial, pixels)
+    diagnostics = first_values(labels, pixel_weight, spatial, pixels, nearest_exact)
     return merge_statistics(torch.stack(parts)), positive.view(features.shape[0], *spatial), diagnostics
 
 
@@ -186,10 +189,11 @@ def positive_sums(
     statistics: Tensor,
     ignore_index: int,
     negative_mean: bool,
+    nearest_exact: bool = False,
 ) -> Tensor:
     """Stage (ii), the sums of equations (4) and (7) over P_k: (2, K)."""
-    num_classes = statistics.shape[1]
-    pixels = read_pixels(labels, pixel_weight, positive.shape[1:], num_classes, ignore_index, statistics.dtype)
+    num_classes, dtype = statistics.shape[1], statistics.dtype
+    pixels = read_pixels(labels, pixel_weight, positive.shape[1:], num_classes, ignore_index, dtype, nearest_exact)
     log_z = contrast_log_z(statistics, negative_mean)
     parts = [statistics.new_zeros(stages.NUM_POSITIVE_SUMS, num_classes)]
     flat = positive.reshape(positive.shape[0], 1, positive.shape[1:].numel())
@@ -252,13 +256,14 @@ def loss_gradients(
     reduction: int,
     features_need_grad: bool,
     prototypes_need_grad: bool,
+    nearest_exact: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Stage (iii), equations (7) to (11): gradients of the features (their dtype and layout) and of the prototypes.
 
     One that is not asked for is an empty tensor.
     """
     num_classes, dtype = prototypes.shape[0], compute_dtype(features)
-    pixels = read_pixels(labels, pixel_weight, features.shape[2:], num_classes, ignore_index, dtype)
+    pixels = read_pixels(labels, pixel_weight, features.shape[2:], num_classes, ignore_index, dtype, nearest_exact)
     anchors, anchor_norm = unit(prototypes, dim=1)
 
     weight = statistics[stages.WEIGHT]

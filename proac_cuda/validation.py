@@ -23,6 +23,7 @@ from .stages import REDUCTIONS
 FEATURE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 LABEL_DTYPES = (torch.uint8, torch.int16, torch.int32, torch.int64)
 NEGATIVE_REDUCTIONS = ("sum", "mean")
+LABEL_SAMPLINGS = ("nearest", "nearest-exact")
 
 _warned: set[str] = set()
 
@@ -101,6 +102,7 @@ def check_options(
     seed: Any,
     reduction: Any,
     process_group: Any,
+    label_sampling: Any,
 ) -> tuple[int, int | None, int | Tensor | None]:
     """The options which do not depend on the tensors of a call; the module checks them when it is made.
 
@@ -115,6 +117,7 @@ def check_options(
         raise ValueError(f'negative_reduction: expected "sum" or "mean", got {negative_reduction!r}')
     if reduction not in REDUCTIONS:
         raise ValueError(f'reduction: expected "mean", "sum" or "none", got {reduction!r}')
+    check_label_sampling(label_sampling)
     if reduction == "none" and pixel_anchor_weight > 0:
         raise ValueError(
             f'pixel_anchor_weight: got {pixel_anchor_weight} with reduction="none", but the pixel-anchored term is one '
@@ -129,6 +132,12 @@ def check_options(
         seed = as_seed(seed)
     _check_process_group(process_group)
     return ignore_index, num_negatives, seed
+
+
+def check_label_sampling(label_sampling: Any) -> None:
+    """One of the two rules."""
+    if label_sampling not in LABEL_SAMPLINGS:
+        raise ValueError(f'label_sampling: expected "nearest" or "nearest-exact", got {label_sampling!r}')
 
 
 def _check_process_group(group: Any) -> None:

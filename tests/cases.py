@@ -58,6 +58,14 @@ CASES = [
     Case("volumes", (2, 10, 3, 4, 5), 4, labels=(6, 3, 9)),
     Case("labels coarser than features", (1, 16, 9, 8), 5, labels=(3, 5)),
     Case("sizes where the exact quotient differs", (1, 4, 129, 1), 3, labels=(720, 1)),
+    Case(
+        "labels from the middles of cells",
+        (2, 16, 6, 7),
+        5,
+        labels=(25, 9),
+        options={"label_sampling": "nearest-exact", "pixel_anchor_weight": 0.3, "num_negatives": 9, "seed": 3},
+        weighted=True,
+    ),
     Case("pixel and class weights", (2, 16, 6, 7), 5, labels=(13, 9), weighted=True),
     Case("sampled negatives", (2, 16, 6, 7), 5, options={"num_negatives": 9, "seed": 5}),
     Case(

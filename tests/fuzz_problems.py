@@ -187,6 +187,8 @@ def _draw_options(draw: Draw, classes: int, labels: Tensor, ignore_index: int, b
         options["negative_reduction"] = draw.choice("sum", "mean")
     if draw.chance(0.5):
         options["reduction"] = draw.choice("mean", "sum", "none")
+    if draw.chance(0.5):
+        options["label_sampling"] = draw.choice("nearest", "nearest-exact")
     if draw.chance(0.3) and options.get("reduction") != "none":
         options["pixel_anchor_weight"] = draw.choice(0.0, 0.3, 2)
     if draw.chance(0.4):
@@ -224,6 +226,7 @@ def _break(draw: Draw, problem: Problem) -> None:
         "num_negatives": {"num_negatives": draw.choice(0, -5, 2.0, True)},
         "reduction": {"reduction": draw.choice("average", None, 0)},
         "negative_reduction": {"negative_reduction": draw.choice("max", None)},
+        "label_sampling": {"label_sampling": draw.choice("bilinear", "nearest_exact", None, True)},
         "pixel_anchor_weight": {"pixel_anchor_weight": draw.choice(-1, math.nan, "1")},
         "seed": {"num_negatives": 2, "seed": draw.choice(2**64, 1.5, torch.tensor([1, 2]), torch.tensor(1.0))},
         "pixel_weight": {

@@ -45,10 +45,10 @@ class Answer:
     negatives: list[list[int]]  #: of each class: pixel indices in (batch, spatial) order
 
 
-def _resize(values: Tensor, spatial: tuple[int, ...]) -> Tensor:
+def _resize(values: Tensor, spatial: tuple[int, ...], mode: str = "nearest") -> Tensor:
     if values.ndim == 1:
         return values
-    resized = torch.nn.functional.interpolate(values.float()[:, None], size=spatial, mode="nearest")
+    resized = torch.nn.functional.interpolate(values.float()[:, None], size=spatial, mode=mode)
     return resized.flatten()
 
 
@@ -71,14 +71,15 @@ def loss(
     pixel_anchor_weight: float = 0.0,
     seed: int = 0,
     reduction: str = "mean",
+    label_sampling: str = "nearest",
 ) -> Answer:
     spatial = tuple(features.shape[2:])
     num_classes = prototypes.shape[0]
     x = features.double().movedim(1, -1).reshape(-1, features.shape[1])
-    y = [int(v) for v in _resize(labels, spatial).tolist()]
+    y = [int(v) for v in _resize(labels, spatial, label_sampling).tolist()]
     w = [1.0] * len(y)
     if pixel_weight is not None:
-        w = _resize(pixel_weight, spatial).tolist()
+        w = _resize(pixel_weight, spatial, label_sampling).tolist()
     c = [1.0] * num_classes if class_weight is None else class_weight.tolist()
 
     valid = [i for i in range(len(y)) if 0 <= y[i] < num_classes and y[i] != ignore_index and w[i] > 0]

@@ -47,6 +47,8 @@ VALUE_ERRORS = {
     "num_negatives beyond 64 bits": ({"num_negatives": 2**63}, "num_negatives: got 9223372036854775808"),
     "ignore_index beyond 64 bits": ({"ignore_index": -(2**70)}, "ignore_index: got -1180591620717411303424"),
     "unknown reduction": ({"reduction": "avg"}, "reduction.*avg"),
+    "unknown label_sampling": ({"label_sampling": "bilinear"}, 'label_sampling.*"nearest-exact".*bilinear'),
+    "no label_sampling": ({"label_sampling": None}, "label_sampling.*None"),
     "unknown negative_reduction": ({"negative_reduction": "max"}, "negative_reduction.*max"),
     "seed of two elements": ({"num_negatives": 2, "seed": torch.tensor([1, 2])}, "seed.*(2,)"),
     "seed beyond 64 bits": ({"num_negatives": 2, "seed": 2**64}, "seed"),

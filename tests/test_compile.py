@@ -12,7 +12,13 @@ import proac_cuda
 
 OPTIONS = [
     {},
-    {"num_negatives": 6, "seed": 3, "negative_reduction": "mean", "pixel_anchor_weight": 0.3},
+    {
+        "num_negatives": 6,
+        "seed": 3,
+        "negative_reduction": "mean",
+        "pixel_anchor_weight": 0.3,
+        "label_sampling": "nearest-exact",
+    },
 ]
 
 

@@ -68,14 +68,17 @@ class Call:
                 num_negatives,
                 len(prototypes),
                 255,
+                False,
             )
             self._run("thresholds", thresholds)
             self.thresholds, self.rng = torch.from_numpy(thresholds), torch.from_numpy(rng)
         arrays = (inputs["features"], type_, inputs["labels"], inputs["weight"], inputs["prototypes"], thresholds, rng)
-        statistics, positive, first = kernels.module.class_statistics(*arrays, temperature, 255, alpha > 0, hardest)
+        statistics, positive, first = kernels.module.class_statistics(
+            *arrays, temperature, 255, alpha > 0, hardest, False
+        )
         self._run("statistics", statistics, positive=positive, first=first)
         self.forward = replay.counters[-2:]
-        sums = kernels.module.positive_sums(positive, inputs["labels"], inputs["weight"], statistics, 255, False)
+        sums = kernels.module.positive_sums(positive, inputs["labels"], inputs["weight"], statistics, 255, False, False)
         self._run("sums", sums)
         loss = kernels.module.reduce_loss(statistics, sums, inputs["classes"], alpha, stages.MEAN)
         self._run("loss", loss)
@@ -96,6 +99,7 @@ class Call:
             False,
             alpha,
             stages.MEAN,
+            False,
             grad,
             grad_prototypes,
         )

@@ -11,9 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 import proac_cuda
+from label_positions import MODES, assert_reads_as_interpolate
 from proac_cuda import reference, stages
 
 if shutil.which("g++") is None:
@@ -124,6 +127,7 @@ def compare(
     negative_mean: bool = False,
     ignore_index: int = 255,
     learnable: bool = False,
+    nearest_exact: bool = False,
 ) -> None:
     """Every stage against the reference's, which takes the same features in float64."""
     x, labels, prototypes = case["features"], case["labels"], case["prototypes"]
@@ -135,11 +139,10 @@ def compare(
     rng = thresholds = None
     if num_negatives is not None:
         rng = torch.tensor([-(2**62) + 12345, 7])
-        thresholds = kernels.select_negatives(x, labels, w, rng, num_negatives, num_classes, ignore_index)
-        assert torch.equal(
-            thresholds, reference.select_negatives(x, labels, w, rng, num_negatives, num_classes, ignore_index)
-        )
-    options = (temperature, ignore_index, alpha > 0, True)
+        sampling = (num_negatives, num_classes, ignore_index, nearest_exact)
+        thresholds = kernels.select_negatives(x, labels, w, rng, *sampling)
+        assert torch.equal(thresholds, reference.select_negatives(x, labels, w, rng, *sampling))
+    options = (temperature, ignore_index, alpha > 0, True, nearest_exact)
     statistics, positive, first = kernels.class_statistics(x, labels, w, prototypes, thresholds, rng, *options)
     true_statistics, true_positive, true_first = reference.class_statistics(
         x.double(), labels, exact(w), prototypes.double(), thresholds, rng, *options
@@ -155,8 +158,9 @@ def compare(
         close(
             f"row {row}", statistics[row], true_statistics[row], (at + relative / temperature) * float(weight), relative
         )
-    sums = kernels.positive_sums(positive, labels, w, statistics, ignore_index, negative_mean)
-    true_sums = reference.positive_sums(true_positive, labels, exact(w), true_statistics, ignore_index, negative_mean)
+    options = (ignore_index, negative_mean, nearest_exact)
+    sums = kernels.positive_sums(positive, labels, w, statistics, *options)
+    true_sums = reference.positive_sums(true_positive, labels, exact(w), true_statistics, *options)
     close("sums", sums, true_sums, 2 * at * float(weight), 2 * relative)
     loss = kernels.reduce_loss(statistics, sums, c, alpha, reduction)
     true_loss = reference.reduce_loss(true_statistics, true_sums, exact(c), alpha, reduction)
@@ -168,7 +172,7 @@ def compare(
         relative,
     )
     grad_loss = torch.rand(true_loss.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64) + 0.5
-    rest = (temperature, ignore_index, negative_mean, alpha, reduction, True, learnable)
+    rest = (temperature, ignore_index, negative_mean, alpha, reduction, True, learnable, nearest_exact)
     grad, grad_prototypes = kernels.loss_gradients(
         x, labels, w, prototypes, thresholds, rng, statistics, sums, c, grad_loss.to(positive.dtype), *rest
     )
@@ -254,6 +258,8 @@ OPTIONS = {
     "none": {"reduction": stages.NONE, "weights": True},
     "learnable": {"learnable": True, "alpha": 0.3, "weights": True},
     "coarse labels": {"label_spatial": (3, 29)},
+    "labels from the middles of cells": {"label_spatial": (29, 43), "nearest_exact": True, "weights": True},
+    "sampled from the middles of cells": {"label_spatial": (29, 43), "nearest_exact": True, "num_negatives": 11},
     "cold": {"temperature": 0.01, "weights": True, "alpha": 0.5},
     "hot": {"temperature": 1000.0},
 }
@@ -265,6 +271,22 @@ def test_options(dtype: torch.dtype, name: str) -> None:
     options: dict[str, Any] = dict(OPTIONS[name])
     make = {key: options.pop(key) for key in ("weights", "label_spatial") if key in options}
     compare(make_case(dtype, 24, 19, **make), **options)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "size, label_size",
+    [((82,), (2,)), ((41,), (4,)), ((9, 12), (72, 96)), ((5, 13), (39, 103)), ((3, 5, 4), (6, 21, 4))],
+)
+def test_labels_are_read_as_interpolate_reads(size: tuple[int, ...], label_size: tuple[int, ...], mode: str) -> None:
+    assert_reads_as_interpolate(kernels, size, label_size, mode)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@given(sizes=st.lists(st.tuples(st.integers(1, 12), st.integers(1, 12)), min_size=1, max_size=3))
+@settings(max_examples=30, deadline=None, derandomize=True)
+def test_any_labels_are_read_as_interpolate_reads(mode: str, sizes: list[tuple[int, int]]) -> None:
+    assert_reads_as_interpolate(kernels, *zip(*sizes, strict=True), mode)
 
 
 @pytest.mark.parametrize("label_dtype", [torch.uint8, torch.int16, torch.int32])

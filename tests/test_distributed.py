@@ -29,6 +29,7 @@ OPTIONS = {
         "seed": 5,
         "negative_reduction": "mean",
         "pixel_anchor_weight": 0.5,
+        "label_sampling": "nearest-exact",
         "weighted": True,
     },
 }
@@ -160,7 +161,7 @@ def _run_ranks(features, labels, sizes, num_negatives, monkeypatch):
         state = distributed.share_rng_state(torch.tensor([1, 0]), sizes[rank], None)
         assert state.tolist() == [1, first]
         results[rank] = distributed.select_negatives(
-            features[..., part], labels[..., part], None, state, num_negatives, 4, -1, None
+            features[..., part], labels[..., part], None, state, num_negatives, 4, -1, False, None
         )
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in range(world)]
@@ -196,7 +197,7 @@ def test_nothing_is_copied_to_the_device(monkeypatch):
         features = torch.empty(2, 8, 4, 5, device="cuda")
         labels = torch.empty(2, 9, 13, dtype=torch.int64, device="cuda")
         state = torch.empty(2, dtype=torch.int64, device="cuda")
-        thresholds = distributed.select_negatives(features, labels, None, state, 5, 3, 255, None)
+        thresholds = distributed.select_negatives(features, labels, None, state, 5, 3, 255, False, None)
         assert thresholds.shape == (3, 2) and not copies.seen
         torch.ones(1).to("cuda")
     assert copies.seen, "the mode sees a copy where there is one"

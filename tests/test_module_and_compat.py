@@ -104,6 +104,20 @@ def test_default_prototypes_are_uniform():
     torch.testing.assert_close(cosines, torch.eye(19) * (19 / 18) - 1 / 18, atol=1e-6, rtol=0)
 
 
+def test_label_sampling_of_a_module():
+    features, labels = torch.randn(2, 8, 4, 4), torch.randint(0, 3, (2, 12, 12))
+    weight = torch.rand(labels.shape)
+    exact = ProACLoss(3, 8, label_sampling="nearest-exact")
+    exact.load_state_dict(ProACLoss(3, 8, prototype_seed=1).state_dict())
+    plain = ProACLoss(3, 8, prototypes=exact.prototypes)
+    middles = slice(None), slice(1, None, 3), slice(1, None, 3)
+    assert torch.equal(exact(features, labels, weight), plain(features, labels[middles], weight[middles]))
+    assert torch.equal(plain(features, labels), plain(features, labels[:, ::3, ::3]))
+    assert "label_sampling='nearest-exact'" in repr(exact)
+    with pytest.raises(ValueError, match="label_sampling.*bicubic"):
+        ProACLoss(3, 8, label_sampling="bicubic")
+
+
 def test_repr_says_what_matters():
     assert "num_classes=19, embedding_dim=256, temperature=0.1" in repr(ProACLoss(19, 256))
 
@@ -131,6 +145,7 @@ def test_compat_takes_what_the_published_class_takes():
     assert torch.equal(loss_function(features, labels.float(), queue), expected)
     assert torch.equal(loss_function(features, labels[:, None].float(), queue), expected)
     assert torch.equal(loss_function(features, labels.to(torch.uint16), queue), expected)
+    assert torch.equal(loss_function(features, labels, queue), loss_function(features, labels[:, ::2, ::2], queue))
     labels[0] = -5
     labels[1, :4] = 77
     some = loss_function(features, labels, queue)

@@ -31,6 +31,7 @@ def problems(draw):
         "negative_reduction": draw(st.sampled_from(["sum", "mean"])),
         "pixel_anchor_weight": draw(st.sampled_from([0.0, 0.5])),
         "reduction": draw(st.sampled_from(["mean", "sum"])),
+        "label_sampling": draw(st.sampled_from(["nearest", "nearest-exact"])),
     }
     if draw(st.booleans()):
         weight = torch.rand(batch, *size, generator=generator)
@@ -103,7 +104,7 @@ def test_a_pixel_twice_is_a_pixel_of_weight_two(backend, problem):
 def test_ignored_pixels_get_exactly_zero(backend, problem):
     features, labels, prototypes, options, _ = problem
     _, gradient = _gradient(backend, features, labels, prototypes, options)
-    size = features.shape[2:]
-    ignored = torch.nn.functional.interpolate(labels.float()[:, None], size=size, mode="nearest") == -1
+    size, mode = features.shape[2:], options["label_sampling"]
+    ignored = torch.nn.functional.interpolate(labels.float()[:, None], size=size, mode=mode) == -1
     assert (gradient[ignored.expand_as(gradient)] == 0).all()
     assert gradient.isfinite().all()

@@ -90,7 +90,7 @@ def test_label_positions_beyond_2_31_pixels():
 
     size, label_size = (50_000, 50_000), (25_000, 100_000)
     labels = torch.empty(1, *label_size, dtype=torch.uint8, device="meta")
-    arguments = label_arguments(labels, None, torch.Size(size), 255)
+    arguments = label_arguments(labels, None, torch.Size(size), 255, False)
     index = torch.tensor([0, 2**31 - 1, 2**31, 2_400_049_999, 2_499_999_999])
     out = torch.zeros(3, 8, dtype=torch.int64)
     names = "size", "label_size", "scale"

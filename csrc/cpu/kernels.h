@@ -37,7 +37,7 @@ struct FeatureView {
   int64_t pixel_stride;
 };
 
-// Labels or weights, read at the features' resolution by the nearest rule: offset[a][i] is where index i of spatial axis a
+// Labels or weights, read at the features' resolution by a nearest rule: offset[a][i] is where index i of spatial axis a
 // of the features reads, in elements. Where every index reads its own element of a dense image, offset[0] is null.
 struct NearestView {
   const void* data;  // null: there are no weights

@@ -54,9 +54,9 @@ std::vector<Candidate> collect(const Kernels& kernels, const SelectCall& call, c
 }  // namespace
 
 Tensor select_negatives(Tensor features, Tensor labels, OptionalTensor pixel_weight, Tensor rng_state,
-                        int64_t num_negatives, int64_t num_classes, int64_t ignore_index) {
+                        int64_t num_negatives, int64_t num_classes, int64_t ignore_index, bool nearest_exact) {
   const Kernels& kernels = cpu_kernels();
-  const PixelTables pixels(features, 2, labels, pixel_weight, num_classes, ignore_index);
+  const PixelTables pixels(features, 2, labels, pixel_weight, num_classes, ignore_index, nearest_exact);
   const Tensor state = torch::stable::contiguous(rng_state);
   const int64_t* rng = state.const_data_ptr<int64_t>();
   const SelectCall call{pixels.view, static_cast<uint64_t>(rng[0]), rng[1],

@@ -352,17 +352,17 @@ std::tuple<Tensor, Tensor> loss_gradients_of(const Tensor& features, const Pixel
 std::tuple<Tensor, Tensor, Tensor> class_statistics(Tensor features, Tensor labels, OptionalTensor pixel_weight,
                                                     Tensor prototypes, OptionalTensor thresholds,
                                                     OptionalTensor rng_state, double temperature, int64_t ignore_index,
-                                                    bool pixel_anchor, bool hardest_negative) {
+                                                    bool pixel_anchor, bool hardest_negative, bool nearest_exact) {
   check_shape(features);
-  const PixelTables pixels(features, 2, labels, pixel_weight, prototypes.size(0), ignore_index);
+  const PixelTables pixels(features, 2, labels, pixel_weight, prototypes.size(0), ignore_index, nearest_exact);
   const auto run =
       compute_type(features) == ScalarType::Double ? class_statistics_of<double> : class_statistics_of<float>;
   return run(features, pixels, dense(prototypes), thresholds, rng_state, temperature, pixel_anchor, hardest_negative);
 }
 
 Tensor positive_sums(Tensor positive, Tensor labels, OptionalTensor pixel_weight, Tensor statistics,
-                     int64_t ignore_index, bool negative_mean) {
-  const PixelTables pixels(positive, 1, labels, pixel_weight, statistics.size(1), ignore_index);
+                     int64_t ignore_index, bool negative_mean, bool nearest_exact) {
+  const PixelTables pixels(positive, 1, labels, pixel_weight, statistics.size(1), ignore_index, nearest_exact);
   const auto run = statistics.scalar_type() == ScalarType::Double ? positive_sums_of<double> : positive_sums_of<float>;
   return run(dense(positive), pixels, dense(statistics), negative_mean);
 }
@@ -385,11 +385,11 @@ std::tuple<Tensor, Tensor> loss_gradients(Tensor features, Tensor labels, Option
                                           Tensor statistics, Tensor sums, OptionalTensor class_weight, Tensor grad_loss,
                                           double temperature, int64_t ignore_index, bool negative_mean,
                                           double pixel_anchor_weight, int64_t reduction, bool features_need_grad,
-                                          bool prototypes_need_grad) {
+                                          bool prototypes_need_grad, bool nearest_exact) {
   check_shape(features);
   STD_TORCH_CHECK(grad_loss.scalar_type() == statistics.scalar_type(),
                   "proac_cuda: the gradient of the loss must have the loss's dtype");
-  const PixelTables pixels(features, 2, labels, pixel_weight, prototypes.size(0), ignore_index);
+  const PixelTables pixels(features, 2, labels, pixel_weight, prototypes.size(0), ignore_index, nearest_exact);
   const GradientOptions options{temperature, negative_mean,      pixel_anchor_weight,
                                 reduction,   features_need_grad, prototypes_need_grad};
   statistics = dense(statistics);

@@ -90,13 +90,14 @@ inline bool view_features(const Tensor& features, FeatureView* view) {
   return true;
 }
 
-// Where each index of a feature axis of size `size` reads a label axis: interpolate's nearest rule, in elements.
-inline std::vector<int64_t> nearest_offsets(int64_t label_size, int64_t size, int64_t stride) {
+// Where each index of a feature axis of size `size` reads a label axis, in elements: the rule of interpolate's mode
+// "nearest", or "nearest-exact".
+inline std::vector<int64_t> nearest_offsets(int64_t label_size, int64_t size, int64_t stride, bool nearest_exact) {
   std::vector<int64_t> offsets(size);
-  const float scale = static_cast<float>(label_size) / static_cast<float>(size);
+  const float scale = static_cast<float>(label_size) / static_cast<float>(size), shift = nearest_exact ? 0.5f : 0.0f;
   for (int64_t i = 0; i < size; ++i) {
     int64_t index = i;
-    if (label_size != size) index = static_cast<int64_t>(std::floor(static_cast<float>(i) * scale));
+    if (label_size != size) index = static_cast<int64_t>(std::floor((static_cast<float>(i) + shift) * scale));
     offsets[i] = std::min(index, label_size - 1) * stride;
   }
   return offsets;
@@ -109,7 +110,7 @@ struct PixelTables {
 
   // `first_axis` is the first spatial axis of `grid`: 2 for features, 1 for a tensor of pixels.
   PixelTables(const Tensor& grid, int64_t first_axis, const Tensor& labels, const OptionalTensor& weights,
-              int64_t num_classes, int64_t ignore_index) {
+              int64_t num_classes, int64_t ignore_index, bool nearest_exact) {
     const int64_t axes = grid.dim() - first_axis;
     STD_TORCH_CHECK(axes >= 1 && axes <= kMaxAxes, "proac_cuda: expected 1 to 3 spatial axes");
     STD_TORCH_CHECK(labels.dim() == axes + 1 && labels.size(0) == grid.size(0),
@@ -123,19 +124,20 @@ struct PixelTables {
     view.label_type = label_type(labels);
     view.num_classes = num_classes;
     view.ignore_index = ignore_index;
-    view.labels = make(labels, axes, offsets[0]);
+    view.labels = make(labels, axes, nearest_exact, offsets[0]);
     view.weights = {nullptr, 0, {nullptr, nullptr, nullptr}};
     if (weights) {
       STD_TORCH_CHECK(weights->dim() == axes + 1 && weights->size(0) == grid.size(0),
                       "proac_cuda: pixel_weight must have the shape of labels");
-      view.weights = make(*weights, axes, offsets[1]);
+      view.weights = make(*weights, axes, nearest_exact, offsets[1]);
     }
   }
   PixelTables(const PixelTables&) = delete;
   PixelTables& operator=(const PixelTables&) = delete;
 
  private:
-  NearestView make(const Tensor& values, int64_t axes, std::vector<int64_t> (&tables)[kMaxAxes]) const {
+  NearestView make(const Tensor& values, int64_t axes, bool nearest_exact,
+                   std::vector<int64_t> (&tables)[kMaxAxes]) const {
     NearestView result{values.const_data_ptr(), values.stride(0), {nullptr, nullptr, nullptr}};
     bool dense = true;
     int64_t expected = 1;
@@ -148,8 +150,8 @@ struct PixelTables {
     if (dense || view.total == 0) return result;
     for (int64_t a = 0; a < kMaxAxes; ++a) {
       const int64_t axis = a - (kMaxAxes - axes) + 1;
-      tables[a] =
-          axis < 1 ? std::vector<int64_t>{0} : nearest_offsets(values.size(axis), view.size[a], values.stride(axis));
+      tables[a] = axis < 1 ? std::vector<int64_t>{0}
+                           : nearest_offsets(values.size(axis), view.size[a], values.stride(axis), nearest_exact);
       result.offset[a] = tables[a].data();
     }
     return result;

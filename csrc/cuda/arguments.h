@@ -21,7 +21,7 @@ struct Features {
   int64_t stride_batch, stride_channel, stride_pixel;
 };
 
-// Labels and weights, (batch, *label_size), read at the features' resolution (batch, *size) by the nearest rule.
+// Labels and weights, (batch, *label_size), read at the features' resolution (batch, *size).
 struct Pixels {
   const void* label;
   LabelType label_type;
@@ -30,6 +30,7 @@ struct Pixels {
   int64_t size[3], label_size[3];             // unused axes have size 1
   int64_t label_stride[4], weight_stride[4];  // batch first
   float scale[3];                             // float32(label_size) / float32(size), rounded once
+  float shift;                                // what is added to an index before: 0 "nearest", 0.5 "nearest-exact"
   int64_t num_classes, ignore_index;
 };
 
@@ -124,6 +125,6 @@ cudaError_t run(const LossGradients&, cudaStream_t);
 Features describe_features(void* data, Type type, int spatial_axes, const int64_t* shape, const int64_t* strides);
 Pixels describe_pixels(const void* label, LabelType label_type, const void* weight, int spatial_axes,
                        const int64_t* feature_spatial, const int64_t* label_shape, const int64_t* label_strides,
-                       const int64_t* weight_strides, int64_t num_classes, int64_t ignore_index);
+                       const int64_t* weight_strides, int64_t num_classes, int64_t ignore_index, bool nearest_exact);
 
 }  // namespace proac::cuda

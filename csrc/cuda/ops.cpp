@@ -83,12 +83,12 @@ Features describe(const Tensor& features, void* data) {
 
 // `at` is a tensor at the features' resolution whose spatial axes begin at first_axis.
 Pixels describe(const Tensor& at, int64_t first_axis, const Tensor& labels, const OptionalTensor& weight,
-                int64_t num_classes, int64_t ignore_index) {
+                int64_t num_classes, int64_t ignore_index, bool nearest_exact) {
   auto spatial = sizes(at, first_axis);
   auto weight_strides = weight ? strides(*weight) : strides(labels);
   return describe_pixels(labels.const_data_ptr(), label_type_of(labels), data(weight), static_cast<int>(spatial.size()),
                          spatial.data(), sizes(labels).data(), strides(labels).data(), weight_strides.data(),
-                         num_classes, ignore_index);
+                         num_classes, ignore_index, nearest_exact);
 }
 
 Sampling describe(const OptionalTensor& thresholds, const OptionalTensor& rng_state) {
@@ -129,11 +129,11 @@ class Device {
 };
 
 Tensor select_negatives(Tensor features, Tensor labels, OptionalTensor pixel_weight, Tensor rng_state,
-                        int64_t num_negatives, int64_t num_classes, int64_t ignore_index) {
+                        int64_t num_negatives, int64_t num_classes, int64_t ignore_index, bool nearest_exact) {
   Device device(features);
   Tensor rng = dense(rng_state), thresholds = make(rng_state, {num_classes, 2});
   SelectNegatives stage = {};
-  stage.pixels = describe(features, 2, labels, pixel_weight, num_classes, ignore_index);
+  stage.pixels = describe(features, 2, labels, pixel_weight, num_classes, ignore_index, nearest_exact);
   STD_TORCH_CHECK(stage.pixels.count <= int64_t(1) << 32,
                   "proac_cuda: sampled negatives are drawn from at most 2^32 pixels");
   stage.compute = type_of(features);
@@ -147,7 +147,7 @@ Tensor select_negatives(Tensor features, Tensor labels, OptionalTensor pixel_wei
 std::tuple<Tensor, Tensor, Tensor> class_statistics(Tensor features, Tensor labels, OptionalTensor pixel_weight,
                                                     Tensor prototypes, OptionalTensor thresholds,
                                                     OptionalTensor rng_state, double temperature, int64_t ignore_index,
-                                                    bool pixel_anchor, bool hardest_negative) {
+                                                    bool pixel_anchor, bool hardest_negative, bool nearest_exact) {
   Device device(features);
   Tensor anchors = dense(prototypes);
   OptionalTensor last = dense(thresholds), rng = dense(rng_state);
@@ -158,7 +158,7 @@ std::tuple<Tensor, Tensor, Tensor> class_statistics(Tensor features, Tensor labe
   Tensor diagnostics = make(features, {4}, ScalarType::Long);
   ClassStatistics stage = {};
   stage.features = describe(features, const_cast<void*>(features.const_data_ptr()));
-  stage.pixels = describe(features, 2, labels, pixel_weight, num_classes, ignore_index);
+  stage.pixels = describe(features, 2, labels, pixel_weight, num_classes, ignore_index, nearest_exact);
   stage.sampling = describe(last, rng);
   stage.prototypes = anchors.const_data_ptr();
   stage.temperature = temperature;
@@ -172,11 +172,11 @@ std::tuple<Tensor, Tensor, Tensor> class_statistics(Tensor features, Tensor labe
 }
 
 Tensor positive_sums(Tensor positive, Tensor labels, OptionalTensor pixel_weight, Tensor statistics,
-                     int64_t ignore_index, bool negative_mean) {
+                     int64_t ignore_index, bool negative_mean, bool nearest_exact) {
   Device device(positive);
   Tensor own = dense(positive), rows = dense(statistics), sums = make(statistics, {2, statistics.size(1)});
   PositiveSums stage = {};
-  stage.pixels = describe(positive, 1, labels, pixel_weight, statistics.size(1), ignore_index);
+  stage.pixels = describe(positive, 1, labels, pixel_weight, statistics.size(1), ignore_index, nearest_exact);
   stage.compute = type_of(statistics);
   stage.positive = own.const_data_ptr();
   stage.statistics = rows.const_data_ptr();
@@ -204,7 +204,7 @@ std::tuple<Tensor, Tensor> loss_gradients(Tensor features, Tensor labels, Option
                                           Tensor statistics, Tensor sums, OptionalTensor class_weight, Tensor grad_loss,
                                           double temperature, int64_t ignore_index, bool negative_mean,
                                           double pixel_anchor_weight, int64_t reduction, bool features_need_grad,
-                                          bool prototypes_need_grad) {
+                                          bool prototypes_need_grad, bool nearest_exact) {
   STD_TORCH_CHECK(grad_loss.scalar_type() == statistics.scalar_type(),
                   "proac_cuda: the gradient of the loss must have the loss's dtype");
   Device device(features);
@@ -216,7 +216,7 @@ std::tuple<Tensor, Tensor> loss_gradients(Tensor features, Tensor labels, Option
   Tensor grad_prototypes = prototypes_need_grad ? make(prototypes, sizes(prototypes)) : make(prototypes, {0});
   LossGradients stage = {};
   stage.features = describe(features, const_cast<void*>(features.const_data_ptr()));
-  stage.pixels = describe(features, 2, labels, pixel_weight, prototypes.size(0), ignore_index);
+  stage.pixels = describe(features, 2, labels, pixel_weight, prototypes.size(0), ignore_index, nearest_exact);
   stage.sampling = describe(last, rng);
   stage.prototypes = anchors.const_data_ptr();
   stage.statistics = rows.const_data_ptr();

@@ -24,10 +24,10 @@ __device__ __forceinline__ int64_t divide(int64_t a, int64_t b, int64_t& remaind
   return q;
 }
 
-// interpolate(mode="nearest"): min(floor(float32(index) * scale), H - 1)
-__device__ __forceinline__ int64_t nearest(int64_t index, int64_t size, int64_t label_size, float scale) {
+// interpolate(mode="nearest") and "nearest-exact": min(floor((float32(index) + shift) * scale), H - 1), shift 0 and 0.5
+__device__ __forceinline__ int64_t nearest(int64_t index, int64_t size, int64_t label_size, float scale, float shift) {
   if (size == label_size) return index;
-  int64_t source = static_cast<int64_t>(floorf(static_cast<float>(index) * scale));
+  int64_t source = static_cast<int64_t>(floorf((static_cast<float>(index) + shift) * scale));
   return source < label_size - 1 ? source : label_size - 1;
 }
 
@@ -39,9 +39,9 @@ __device__ __forceinline__ Place place_of(const Pixels& s, int64_t i) {
   int64_t rest = divide(i, s.size[2], x);
   rest = divide(rest, s.size[1], y);
   b = divide(rest, s.size[0], z);
-  x = nearest(x, s.size[2], s.label_size[2], s.scale[2]);
-  y = nearest(y, s.size[1], s.label_size[1], s.scale[1]);
-  z = nearest(z, s.size[0], s.label_size[0], s.scale[0]);
+  x = nearest(x, s.size[2], s.label_size[2], s.scale[2], s.shift);
+  y = nearest(y, s.size[1], s.label_size[1], s.scale[1], s.shift);
+  z = nearest(z, s.size[0], s.label_size[0], s.scale[0], s.shift);
   return {b * s.label_stride[0] + z * s.label_stride[1] + y * s.label_stride[2] + x * s.label_stride[3],
           b * s.weight_stride[0] + z * s.weight_stride[1] + y * s.weight_stride[2] + x * s.weight_stride[3]};
 }

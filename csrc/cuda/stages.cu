@@ -201,9 +201,10 @@ Features describe_features(void* data, Type type, int spatial_axes, const int64_
 
 Pixels describe_pixels(const void* label, LabelType label_type, const void* weight, int spatial_axes,
                        const int64_t* feature_spatial, const int64_t* label_shape, const int64_t* label_strides,
-                       const int64_t* weight_strides, int64_t num_classes, int64_t ignore_index) {
-  Pixels s = {label,        label_type,   weight,    0,           {1, 1, 1},   {1, 1, 1},
-              {0, 0, 0, 0}, {0, 0, 0, 0}, {1, 1, 1}, num_classes, ignore_index};
+                       const int64_t* weight_strides, int64_t num_classes, int64_t ignore_index, bool nearest_exact) {
+  Pixels s = {label,       label_type,   weight,       0,         {1, 1, 1},
+              {1, 1, 1},   {0, 0, 0, 0}, {0, 0, 0, 0}, {1, 1, 1}, nearest_exact ? 0.5f : 0.0f,
+              num_classes, ignore_index};
   s.count = label_shape[0];
   s.label_stride[0] = label_strides[0];
   s.weight_stride[0] = weight ? weight_strides[0] : 0;

@@ -114,6 +114,7 @@ def select_negatives(
     num_negatives: int,
     num_classes: int,
     ignore_index: int,
+    nearest_exact: bool = False,
 ) -> Tensor:
     """Stage (0), equation (2): as :func:`proac_cuda.reference.select_negatives`."""
     spatial = features.shape[2:]
@@ -127,7 +128,7 @@ def select_negatives(
     index_digits = max(1, triton.cdiv(max(0, pixels.per_image - 1).bit_length(), 8))
     digits = [(False, shift) for shift in (24, 16, 8, 0)]
     digits += [(True, 8 * digit) for digit in reversed(range(index_digits))]
-    arguments = label_arguments(labels, pixel_weight, spatial, ignore_index)
+    arguments = label_arguments(labels, pixel_weight, spatial, ignore_index, nearest_exact)
     with _on(features):
         for number, (of_index, shift) in enumerate(digits):
             digit = {"FIRST": number == 0, "OF_INDEX": of_index, "shift": shift, "K": num_classes}
@@ -157,6 +158,7 @@ def class_statistics(
     ignore_index: int,
     pixel_anchor: bool,
     hardest_negative: bool,
+    nearest_exact: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Stage (i): as :func:`proac_cuda.reference.class_statistics`."""
     num_classes, channels = prototypes.shape
@@ -190,7 +192,8 @@ def class_statistics(
             forward.class_statistics_kernel, (num_chunks, triton.cdiv(num_classes, tile.BLOCKS * tile.KB)),
             partials=partials, positive=positive, diagnostics=chunk_diagnostics, log_normaliser=log_normaliser,
             thresholds=thresholds, rng_state=rng_state, PIXEL_ANCHOR=pixel_anchor, HARDEST=hardest_negative, BLOCKS=tile.BLOCKS,
-            **label_arguments(labels, pixel_weight, features.shape[2:], ignore_index), **chunks, **common, **anchors.arguments,
+            **label_arguments(labels, pixel_weight, features.shape[2:], ignore_index, nearest_exact),
+            **chunks, **common, **anchors.arguments,
         )  # fmt: skip
         block = min(32, triton.next_power_of_2(num_classes))
         run(
@@ -208,6 +211,7 @@ def positive_sums(
     statistics: Tensor,
     ignore_index: int,
     negative_mean: bool,
+    nearest_exact: bool = False,
 ) -> Tensor:
     """Stage (ii): as :func:`proac_cuda.reference.positive_sums`."""
     num_classes = statistics.shape[1]
@@ -221,7 +225,7 @@ def positive_sums(
         run(
             forward.positive_sums_kernel, (num_chunks, triton.cdiv(num_classes, classes)),
             positive=positive.contiguous(), statistics=statistics, partials=partials, P=pixels.per_image, **chunks,
-            **label_arguments(labels, pixel_weight, positive.shape[1:], ignore_index),
+            **label_arguments(labels, pixel_weight, positive.shape[1:], ignore_index, nearest_exact),
             NEGATIVE_MEAN=negative_mean, K=num_classes, KB=classes, BM=block, INDEX=pixels.index_type(labels),
         )  # fmt: skip
         run(
@@ -268,6 +272,7 @@ def loss_gradients(
     reduction: int,
     features_need_grad: bool,
     prototypes_need_grad: bool,
+    nearest_exact: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Stage (iii): as :func:`proac_cuda.reference.loss_gradients`."""
     num_classes, channels = prototypes.shape
@@ -284,7 +289,7 @@ def loss_gradients(
         "inverse_temperature": 1 / temperature, "strides": pixels.strides[0], "P": pixels.per_image,
         "PIXEL_ANCHOR": pixel_anchor_weight > 0, "PRECISION": _precision(arch, features.dtype),
         "INDEX": pixels.index_type(labels), "INTERPRETED": INTERPRETED,
-        **label_arguments(labels, pixel_weight, features.shape[2:], ignore_index),
+        **label_arguments(labels, pixel_weight, features.shape[2:], ignore_index, nearest_exact),
     }  # fmt: skip
     with _on(features):
         anchors = _prepare(

@@ -54,16 +54,20 @@ def lay_out(*tensors: Tensor) -> Pixels:
 
 
 @functools.lru_cache(maxsize=256)
-def nearest_scales(label_size: tuple[int, ...], size: tuple[int, ...]) -> tuple[float, ...]:
-    """float32(H) / float32(h) of each axis, as interpolate(mode="nearest") has it; 0 stands for "the same size"."""
+def nearest_scales(label_size: tuple[int, ...], size: tuple[int, ...], nearest_exact: bool) -> tuple[float, ...]:
+    """float32(H) / float32(h) of each axis, 0 for "the same size"; last the shift of indices, 0 or, nearest-exact, 0.5."""
     ratios = (torch.tensor(label_size, dtype=torch.float32) / torch.tensor(size, dtype=torch.float32)).tolist()
-    return tuple(0.0 if h == big else ratio for h, big, ratio in zip(size, label_size, ratios, strict=True))
+    scales = [0.0 if h == big else ratio for h, big, ratio in zip(size, label_size, ratios, strict=True)]
+    return (*scales, 0.5 if nearest_exact else 0.0)
 
 
 def label_arguments(
-    labels: Tensor, pixel_weight: Tensor | None, spatial: torch.Size, ignore_index: int
+    labels: Tensor, pixel_weight: Tensor | None, spatial: torch.Size, ignore_index: int, nearest_exact: bool
 ) -> dict[str, Any]:
-    """The arguments of `read_pixels`, one number for each spatial axis; strides have one for the images before those."""
+    """The arguments of `read_pixels`, one number for each spatial axis.
+
+    Strides have one for the images before those, ``scale`` one for the shift behind them.
+    """
 
     def unspecialised(*values: int) -> tuple[int, ...]:
         return tuple(value * TUPLE_UNIT for value in values)
@@ -75,6 +79,6 @@ def label_arguments(
         "weight_strides": unspecialised(*(labels if pixel_weight is None else pixel_weight).stride()),
         "size": unspecialised(*(max(1, h) for h in spatial)),
         "label_size": unspecialised(*labels.shape[1:]),
-        "scale": nearest_scales(tuple(labels.shape[1:]), tuple(spatial)),
+        "scale": nearest_scales(tuple(labels.shape[1:]), tuple(spatial), nearest_exact),
         "ignore_index": ignore_index,
     }

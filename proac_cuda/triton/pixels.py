@@ -39,9 +39,9 @@ def tile_of_pixels(tile, tiles_per_image, P, BM: tl.constexpr, INDEX: tl.constex
 
 
 @triton.jit
-def nearest(index, label_size, scale):
+def nearest(index, label_size, scale, shift):
     """Where ``index`` of a feature axis reads an axis of the labels; ``scale`` is 0 where the sizes agree."""
-    read = tl.minimum((index.to(tl.float32) * scale).to(index.dtype), label_size - 1)
+    read = tl.minimum(((index.to(tl.float32) + shift) * scale).to(index.dtype), label_size - 1)
     return tl.where(scale == 0, index, read)
 
 
@@ -52,7 +52,7 @@ def label_position(index, size, label_size, scale):
     rest = index
     for axis in tl.static_range(len(size) - 1, -1, -1):
         length = size[axis] >> _UNIT_BITS
-        position = (nearest(rest % length, label_size[axis] >> _UNIT_BITS, scale[axis]),) + position
+        position = (nearest(rest % length, label_size[axis] >> _UNIT_BITS, scale[axis], scale[len(size)]),) + position
         rest = rest // length
     return (rest,) + position
 

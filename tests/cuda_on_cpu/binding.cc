@@ -65,12 +65,12 @@ static Features features_of(const Array& x, const std::string& type) {
   return describe_features(data_of(x), type_of(type), static_cast<int>(x.ndim()) - 2, shape.data(), strides.data());
 }
 static Pixels pixels_of(const Array& labels, const Maybe& weight, const std::vector<int64_t>& spatial,
-                        int64_t num_classes, int64_t ignore_index) {
+                        int64_t num_classes, int64_t ignore_index, bool nearest_exact) {
   auto shape = shape_of(labels), strides = strides_of(labels);
   auto weight_strides = weight ? strides_of(*weight) : strides;
   return describe_pixels(data_of(labels), label_type_of(labels), data_of(weight), static_cast<int>(spatial.size()),
-                         spatial.data(), shape.data(), strides.data(), weight_strides.data(), num_classes,
-                         ignore_index);
+                         spatial.data(), shape.data(), strides.data(), weight_strides.data(), num_classes, ignore_index,
+                         nearest_exact);
 }
 static std::vector<int64_t> spatial_of(const Array& x, int first) {
   auto s = shape_of(x);
@@ -83,9 +83,9 @@ static Sampling sampling_of(const Maybe& thresholds, const Maybe& rng) {
 static Array int64_array(std::vector<py::ssize_t> shape) { return Array(py::dtype::of<int64_t>(), shape); }
 
 static Array select_negatives(std::vector<int64_t> spatial, bool is_double, Array labels, Maybe weight, Array rng,
-                              int64_t num_negatives, int64_t num_classes, int64_t ignore_index) {
+                              int64_t num_negatives, int64_t num_classes, int64_t ignore_index, bool nearest_exact) {
   Array thresholds = int64_array({num_classes, 2});
-  SelectNegatives stage = {pixels_of(labels, weight, spatial, num_classes, ignore_index),
+  SelectNegatives stage = {pixels_of(labels, weight, spatial, num_classes, ignore_index, nearest_exact),
                            is_double ? Type::float64 : Type::float32,
                            static_cast<const int64_t*>(rng.data()),
                            num_negatives,
@@ -96,14 +96,14 @@ static Array select_negatives(std::vector<int64_t> spatial, bool is_double, Arra
 }
 static py::tuple class_statistics(Array features, std::string type, Array labels, Maybe weight, Array prototypes,
                                   Maybe thresholds, Maybe rng, double temperature, int64_t ignore_index,
-                                  bool pixel_anchor, bool hardest) {
+                                  bool pixel_anchor, bool hardest, bool nearest_exact) {
   int64_t num_classes = prototypes.shape(0);
   auto shape = spatial_of(features, 2);
   shape.insert(shape.begin(), features.shape(0));
   Array statistics = make(prototypes, {kNumStatistics, num_classes}), positive = make(prototypes, shape),
         diagnostics = int64_array({4});
   ClassStatistics stage = {features_of(features, type),
-                           pixels_of(labels, weight, spatial_of(features, 2), num_classes, ignore_index),
+                           pixels_of(labels, weight, spatial_of(features, 2), num_classes, ignore_index, nearest_exact),
                            sampling_of(thresholds, rng),
                            prototypes.data(),
                            temperature,
@@ -117,10 +117,10 @@ static py::tuple class_statistics(Array features, std::string type, Array labels
   return py::make_tuple(statistics, positive, diagnostics);
 }
 static Array positive_sums(Array positive, Array labels, Maybe weight, Array statistics, int64_t ignore_index,
-                           bool negative_mean) {
+                           bool negative_mean, bool nearest_exact) {
   int64_t num_classes = statistics.shape(1);
   Array sums = make(statistics, {2, num_classes});
-  PositiveSums stage = {pixels_of(labels, weight, spatial_of(positive, 1), num_classes, ignore_index),
+  PositiveSums stage = {pixels_of(labels, weight, spatial_of(positive, 1), num_classes, ignore_index, nearest_exact),
                         statistics.itemsize() == 8 ? Type::float64 : Type::float32,
                         positive.data(),
                         statistics.data(),
@@ -146,23 +146,25 @@ static Array reduce_loss(Array statistics, Array sums, Maybe class_weight, doubl
 static void loss_gradients(Array features, std::string type, Array labels, Maybe weight, Array prototypes,
                            Maybe thresholds, Maybe rng, Array statistics, Array sums, Maybe class_weight,
                            Array grad_loss, double temperature, int64_t ignore_index, bool negative_mean,
-                           double pixel_anchor_weight, int reduction, Maybe grad_features, Maybe grad_prototypes) {
-  LossGradients stage = {features_of(features, type),
-                         pixels_of(labels, weight, spatial_of(features, 2), prototypes.shape(0), ignore_index),
-                         sampling_of(thresholds, rng),
-                         prototypes.data(),
-                         statistics.data(),
-                         sums.data(),
-                         data_of(class_weight),
-                         grad_loss.data(),
-                         grad_loss.ndim() ? strides_of(grad_loss)[0] : 0,
-                         temperature,
-                         negative_mean,
-                         pixel_anchor_weight,
-                         reduction,
-                         {},
-                         data_of(grad_prototypes),
-                         nullptr};
+                           double pixel_anchor_weight, int reduction, bool nearest_exact, Maybe grad_features,
+                           Maybe grad_prototypes) {
+  LossGradients stage = {
+      features_of(features, type),
+      pixels_of(labels, weight, spatial_of(features, 2), prototypes.shape(0), ignore_index, nearest_exact),
+      sampling_of(thresholds, rng),
+      prototypes.data(),
+      statistics.data(),
+      sums.data(),
+      data_of(class_weight),
+      grad_loss.data(),
+      grad_loss.ndim() ? strides_of(grad_loss)[0] : 0,
+      temperature,
+      negative_mean,
+      pixel_anchor_weight,
+      reduction,
+      {},
+      data_of(grad_prototypes),
+      nullptr};
   if (grad_features) stage.grad_features = features_of(*grad_features, type);
   run_stage(stage);
 }
