@@ -43,8 +43,8 @@ def run_orders(mutant: int) -> None:
     """Cases that reach every kernel, in several orders. Raises where something is wrong."""
     for order, seed in ORDERS:
         options = {"order": order, "seed": seed, "multiprocessors": 1, "mutant": mutant}
-        # prototypes that pass through a ring of two, in an odd number of chunks; several groups of classes
-        kernels.module.set_options(shared_limit=86 << 10, **options)
+        # prototypes that pass through a ring of two, in an odd number of stages; several groups of classes
+        kernels.module.set_options(shared_limit=77 << 10, **options)
         compare(make_case(torch.bfloat16, 240, 70, spatial=(150,), batch=1))
         compare(make_case(torch.bfloat16, 240, 70, spatial=(150,), batch=1), learnable=True)
         kernels.module.set_options(**options)

@@ -20,7 +20,13 @@ STAGES = ("forward", "backward", "backward, learnable")
 
 
 def plan(
-    machine: int, dtype: str, channels: int, num_classes: int, stage: int, channels_last: bool = False, pixels: int = 65536
+    machine: int,
+    dtype: str,
+    channels: int,
+    num_classes: int,
+    stage: int,
+    channels_last: bool = False,
+    pixels: int = 65536,
 ) -> dict[str, float]:
     """The plan, with ``features`` and ``prototypes``; empty where the plain path runs."""
     from cuda_on_cpu.stages import module
@@ -51,8 +57,12 @@ def main() -> None:
                 for num_classes in (19, 64, 150, 256):
                     for stage, name in enumerate(STAGES[:2]):
                         row = plan(machine, dtype, channels, num_classes, stage)
-                        values = " | ".join(f"{row[c]:.2f}" if c == "prototypes" else f"{row[c]:.0f}" for c in columns if row)
-                        print(f"| sm_{machine} | {dtype} | {channels} | {num_classes} | {name} | {values or 'plain path'} |")
+                        values = " | ".join(
+                            f"{row[c]:.2f}" if c == "prototypes" else f"{row[c]:.0f}" for c in columns if row
+                        )
+                        print(
+                            f"| sm_{machine} | {dtype} | {channels} | {num_classes} | {name} | {values or 'plain path'} |"
+                        )
 
 
 if __name__ == "__main__":

@@ -259,6 +259,34 @@ def test_traffic_of_learnable_prototypes(dtype: torch.dtype) -> None:
     assert row["features read"] <= 1.05 and row["gradient written"] <= 1.02 and row["shared wavefronts"] <= 1.15, row
 
 
+# Warp instructions for 16 pixels, forward and backward (tests/instruction_counts.py). Lower them with the kernels.
+INSTRUCTIONS = {
+    (torch.bfloat16, 19): (1840, 3740),
+    (torch.float32, 19): (3646, 6582),
+    (torch.bfloat16, 150): (5900, 9900),
+    (torch.float32, 150): (12600, 23600),
+}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "num_classes"),
+    [
+        (torch.bfloat16, 19),
+        (torch.float32, 19),
+        pytest.param(torch.bfloat16, 150, marks=pytest.mark.slow),
+        pytest.param(torch.float32, 150, marks=pytest.mark.slow),
+    ],
+)
+def test_instructions(dtype: torch.dtype, num_classes: int) -> None:
+    """No more than csrc/README.md says, and no bank conflicts."""
+    from instruction_counts import counts
+
+    found = counts(dtype, num_classes)
+    for stage, most in zip(("forward", "backward"), INSTRUCTIONS[dtype, num_classes], strict=True):
+        assert found[stage].instructions <= most, (stage, found[stage])
+        assert found[stage].wavefronts <= 1.05 * found[stage].ideal_wavefronts, (stage, found[stage])
+
+
 if __name__ == "__main__":
     for classes in (19, 150):
         for feature_type in (torch.bfloat16, torch.float32):

@@ -38,7 +38,8 @@ struct FastPlan {
   int shared_bytes, tile_bytes;
   int scratch_offset, arrays_offset;  // scratch lies behind the ring, or in its place
   int blocks, blocks_each;            // launched; resident on a multiprocessor
-  int64_t tiles_per_image, tiles;
+  int64_t tiles_per_image;
+  int tiles;
 };
 
 // What runs on a plan: stage (i), or stage (iii) without or with the prototypes' gradient.

@@ -42,6 +42,7 @@ class FeatureCopy {
     from_ = reinterpret_cast<const char*>(first_ + channel * x.stride_channel + pixel * x.stride_pixel);
     stage_from_ = S::kStage * x.stride_channel * S::kSize;
     full_ = place.pixels == a.plan.tile_pixels;
+    keep<S::kKeep>(pass_to_), keep<S::kKeep>(pass_from_), keep<S::kKeep>(stage_from_);
   }
 
   // The next stage. What lies outside the image, or beyond the last channel, is zero.
@@ -106,21 +107,52 @@ class FeatureCopy {
   bool full_;
 };
 
-// A stage of the prototypes into a slot of the ring, as it lies.
+// The prototypes, stage after stage as they lie, into one slot of the ring after the other.
 template <class T, int kEights>
-__device__ __forceinline__ void copy_prototypes(const FastArguments& a, SharedAddress slot, int stage) {
-  int bytes = Shape<T, kEights>::kSteps * Shape<T, kEights>::kBlock * (a.plan.rows / 8);
-  const char* from = static_cast<const char*>(a.split) + static_cast<int64_t>(stage) * bytes;
-#pragma unroll 2
-  for (int i = threadIdx.x * 16; i < bytes; i += blockDim.x * 16) copy_async<16>(slot + i, from + i);
-}
+class PrototypeCopy {
+  using S = Shape<T, kEights>;
 
-// The ring of prototypes: slot after slot.
-struct Slot {
-  SharedAddress ring;
-  int bytes, count, at = 0;
-  __device__ __forceinline__ SharedAddress address() const { return ring + at * bytes; }
-  __device__ __forceinline__ void advance() { at = at + 1 == count ? 0 : at + 1; }
+ public:
+  __device__ __forceinline__ PrototypeCopy(const FastArguments& a, SharedAddress ring)
+      : bytes_(S::kSteps * S::kBlock * (a.plan.rows / 8)),
+        from_(static_cast<const char*>(a.split) + threadIdx.x * 16),
+        to_(ring),
+        first_(ring),
+        last_(ring + (a.plan.slots - 1) * bytes_) {
+    keep<S::kKeep>(bytes_), keep<S::kKeep>(last_);
+  }
+  __device__ __forceinline__ void next(bool wanted) {
+    if (wanted) {
+      int step = blockDim.x * 16;
+      const char* from = from_;
+      SharedAddress to = to_ + static_cast<int>(threadIdx.x) * 16;
+#pragma unroll 1
+      for (int left = bytes_ - static_cast<int>(threadIdx.x) * 16; left > 0; left -= step, to = to + step, from += step)
+        copy_async<16>(to, from);
+    }
+    from_ += bytes_, to_ = to_ == last_ ? first_ : to_ + bytes_;
+  }
+
+ private:
+  int bytes_;
+  const char* from_;
+  SharedAddress to_, first_, last_;
+};
+
+// The slots of the ring, as they are read.
+template <class S>
+class RingReader {
+ public:
+  __device__ __forceinline__ RingReader(SharedAddress ring, int bytes, int slots)
+      : at_(ring), first_(ring), last_(ring + (slots - 1) * bytes), bytes_(bytes) {
+    keep<S::kKeep>(last_), keep<S::kKeep>(bytes_);
+  }
+  __device__ __forceinline__ SharedAddress slot() const { return at_; }
+  __device__ __forceinline__ void advance() { at_ = at_ == last_ ? first_ : at_ + bytes_; }
+
+ private:
+  SharedAddress at_, first_, last_;
+  int bytes_;
 };
 
 }  // namespace proac::cuda

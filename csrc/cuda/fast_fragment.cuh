@@ -49,9 +49,15 @@ struct PixelReader {
       else
         for (int j = 0; j < 2; ++j) base[2 * f + j] = tile + layout(pixel + my.g + 8 * j, my.q) * S::kSize;
     }
+#pragma unroll
+    for (auto& place : base) keep<S::kKeep>(place);
   }
 
-  // The step that lies `offset` bytes from the tile's first channels.
+  __device__ __forceinline__ void advance() {
+#pragma unroll
+    for (auto& place : base) place = place + step_bytes;
+  }
+  // The step that lies `offset` bytes from the one at hand, which is the tile's first at the beginning.
   __device__ __forceinline__ void read(uint32_t (&x)[4], int f, int offset) const {
     if constexpr (kPlanes32) {
 #pragma unroll
@@ -82,14 +88,15 @@ struct ClassReader {
     Lane my;
     lane_offset = sizeof(T) == 2 ? my.lane * 16 : PrototypeBlock<T>::row(my.g) * 32 + my.q * 8;
   }
-  __device__ __forceinline__ ClassFragment read(SharedAddress block) const {
+  // The block that lies `offset` bytes behind the first.
+  __device__ __forceinline__ ClassFragment read(SharedAddress first, int offset) const {
     ClassFragment b;
     if constexpr (sizeof(T) == 2) {
       uint32_t r[4];
-      ldmatrix(r, block + lane_offset);
+      ldmatrix(r, first + lane_offset + offset);
       b.high[0] = r[0], b.high[1] = r[1], b.low[0] = r[2], b.low[1] = r[3];
     } else {
-      uint2 pair = load_shared<uint2>(block + lane_offset);
+      uint2 pair = load_shared<uint2>(first + lane_offset, offset);
       split_tf32(pair.x, b.high[0], b.low[0]);
       split_tf32(pair.y, b.high[1], b.low[1]);
     }
@@ -148,7 +155,7 @@ struct SquaresOfStage<float> {
   __device__ __forceinline__ void add(const uint32_t (&x)[4]) {
     if constexpr (kFirst) part[0] = part[1] = 0.f;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) part[i & 1] += __uint_as_float(x[i]) * __uint_as_float(x[i]);
+    for (int i = 0; i < 4; ++i) add_square(part[i & 1], x[i]);
   }
   __device__ __forceinline__ void finish(float (&squares)[2]) const { squares[0] += part[0], squares[1] += part[1]; }
   static __device__ __forceinline__ float over_threads(float sum) {

@@ -21,7 +21,7 @@ __device__ __forceinline__ void read_class_factors(const FastGradients& job, Cla
 
 // S becomes the coefficients dL/dS / tau, (8) to (10), in place. Returns <g_i, xhat_i> of each pixel in `along`.
 template <class T, int kEights>
-__device__ __forceinline__ void coefficients(const FastGradients& job, const TilePlace& place,
+__device__ __forceinline__ void coefficients(const FastGradients& job, int tile_number,
                                              const MyPixels<Shape<T, kEights>::kFragments>& mine, SharedAddress classes,
                                              Accumulators<T, kEights>& s,
                                              float (&along)[Shape<T, kEights>::kFragments][2]) {
@@ -53,11 +53,11 @@ __device__ __forceinline__ void coefficients(const FastGradients& job, const Til
 #pragma unroll
   for (int first = 0; first < kEights; first += 16) {
     if (first * 8 >= num_classes) break;
-    Drawn<kFragments> drawn(a, place, mine, first);
+    Drawn<kFragments> drawn(a, tile_number, mine, first);
 #pragma unroll
     for (int n = first; n < first + 16 && n < kEights; ++n) {
       if (n * 8 >= num_classes) break;
-      float4 two = load_shared<float4>(class_factors + n * 8 * sizeof(ClassFactors));
+      float4 two = load_shared<float4>(class_factors, n * 8 * static_cast<int>(sizeof(ClassFactors)));
 #pragma unroll
       for (int f = 0; f < kFragments; ++f)
 #pragma unroll
@@ -143,10 +143,6 @@ __device__ __forceinline__ void multiply_back(float (&sum)[Shape<T, kEights>::kF
                                               const Accumulators<T, kEights>& s, const LowParts<T, kEights>& lows,
                                               SharedAddress block, int eights) {
   using S = Shape<T, kEights>;
-#pragma unroll
-  for (int f = 0; f < S::kFragments; ++f)
-#pragma unroll
-    for (int e = 0; e < 4; ++e) sum[f][e] = 0.f;
   if constexpr (S::kSize == 2) {
 #pragma unroll
     for (int n = 0; n < kEights; n += 2) {
@@ -165,7 +161,10 @@ __device__ __forceinline__ void multiply_back(float (&sum)[Shape<T, kEights>::kF
             a[part][j] = __float_as_uint(s[f][n][2 * j + part]);
             a[part][2 + j] = n < kLast ? __float_as_uint(s[f][m][2 * j + part]) : 0u;
           }
-        mma(T(), sum[f], a[1], b[0], b[1]);
+        if (n == 0)
+          multiply(T(), sum[f], a[1], b[0], b[1]);
+        else
+          mma(T(), sum[f], a[1], b[0], b[1]);
         mma(T(), sum[f], a[0], b[2], b[3]);
         mma(T(), sum[f], a[0], b[0], b[1]);
       }
@@ -193,26 +192,26 @@ __device__ __forceinline__ void multiply_back(float (&sum)[Shape<T, kEights>::kF
           else
             split_tf32(__float_as_uint(s[0][n][e]), a.high[i], a.low[i]);
         }
-        split_tf32(load_shared<uint32_t>(even + n * S::kBlock), b.high[0], b.low[0]);
-        split_tf32(load_shared<uint32_t>(odd + n * S::kBlock), b.high[1], b.low[1]);
+        split_tf32(load_shared<uint32_t>(even, n * S::kBlock), b.high[0], b.low[0]);
+        split_tf32(load_shared<uint32_t>(odd, n * S::kBlock), b.high[1], b.low[1]);
         if (n == first)
           multiply_parts<true>(part, a, b);
         else
           multiply_parts<false>(part, a, b);
       }
 #pragma unroll
-      for (int e = 0; e < 4; ++e) sum[0][e] += part[e];
+      for (int e = 0; e < 4; ++e) sum[0][e] = first == 0 ? part[e] : sum[0][e] + part[e];
     }
   }
 }
 
-// (11) for a thread's pixels: gradient = sum * scale - (x * inverse) * back, or 0 for ignored pixels, zero vectors and D = 1.
+// (11) for a thread's pixels: gradient = sum * scale + (x * inverse) * back, or 0 for ignored pixels, zero vectors and D = 1.
 template <int kFragments>
 struct Direction {
-  float inverse[kFragments][2], along[kFragments][2], scale[kFragments][2];
+  float inverse[kFragments][2], back[kFragments][2], scale[kFragments][2];
   uint32_t keep[kFragments][2];  // all ones, or 0
-  __device__ __forceinline__ void finish(const MyPixels<kFragments>& mine, const float (&undo)[kFragments][2],
-                                         float kept_scale, int channels) {
+  __device__ __forceinline__ void finish(const MyPixels<kFragments>& mine, const float (&along)[kFragments][2],
+                                         const float (&undo)[kFragments][2], float kept_scale, int channels) {
 #pragma unroll
     for (int f = 0; f < kFragments; ++f)
 #pragma unroll
@@ -220,11 +219,11 @@ struct Direction {
         bool zero = mine.label[f][j] < 0 || inverse[f][j] == 0.f || channels == 1;
         keep[f][j] = zero ? 0u : ~0u;
         scale[f][j] = undo[f][j] / kept_scale * inverse[f][j];
-        along[f][j] *= inverse[f][j];
+        back[f][j] = -along[f][j] * inverse[f][j];
       }
   }
   __device__ __forceinline__ float gradient(int f, int j, float sum, float x) const {
-    return fmaf(sum, scale[f][j], -along[f][j] * (x * inverse[f][j]));
+    return fmaf(sum, scale[f][j], back[f][j] * (x * inverse[f][j]));
   }
 };
 
@@ -254,8 +253,14 @@ struct TileWriter {
       }
   }
 
+  __device__ __forceinline__ void advance(int step_bytes) {
+#pragma unroll
+    for (int f = 0; f < S::kFragments; ++f)
+#pragma unroll
+      for (int j = 0; j < 2; ++j) base[f][j] = base[f][j] + step_bytes;
+  }
   // x: the features as PixelReader has them.
-  __device__ __forceinline__ void write(int f, int offset, const uint32_t (&x)[4],
+  __device__ __forceinline__ void write(int f, const uint32_t (&x)[4],
                                         const float (&sum)[S::kStep / 8][S::kFragments][4],
                                         const Direction<S::kFragments>& d) const {
     if constexpr (S::kSize == 4) {
@@ -263,7 +268,7 @@ struct TileWriter {
       for (int e = 0; e < 4; ++e) {
         int j = e >> 1, h = e & 1;
         float g = d.gradient(f, j, sum[0][f][e], __uint_as_float(x[j + 2 * h]));
-        store_shared(base[f][j] + offset + h * next_four, __float_as_uint(g) & d.keep[f][j]);
+        store_shared(base[f][j] + h * next_four, __float_as_uint(g) & d.keep[f][j]);
       }
     } else {
 #pragma unroll
@@ -275,7 +280,7 @@ struct TileWriter {
               Split<T>::pack(d.gradient(f, j, sum[h][f][2 * j], v.x), d.gradient(f, j, sum[h][f][2 * j + 1], v.y)) &
               d.keep[f][j];
           // where planes, the thread's channel is g after it, its pixels 2 q and one more
-          store_shared(base[f][j] + offset + h * next_eight, kRows ? word : movmatrix(word));
+          store_shared(base[f][j] + h * next_eight, kRows ? word : movmatrix(word));
         }
     }
   }
@@ -291,19 +296,25 @@ __device__ __forceinline__ void write_tile(const FastGradients& job, const TileP
   T* to = static_cast<T*>(job.grad.data) + place.image * job.grad.stride_batch + place.first * job.grad.stride_pixel;
   int64_t row_stride = kRows ? job.grad.stride_pixel : job.grad.stride_channel,
           inner_stride = kRows ? job.grad.stride_channel : job.grad.stride_pixel;
-  // a row for as many neighbouring threads, up to 32, as it has pieces
-  int width = job.grad_aligned ? kVector : 1, pieces = (inner + width - 1) / width;
+  // a row for as many neighbouring threads, up to 32, as it has pieces: where they are pixels that is all of them, so that
+  // the rows of a thread lie a multiple of 8 apart, and its pixels are exchanged in all of them alike
+  int width = job.grad_aligned ? kVector : 1,
+      pieces = ((kRows ? inner : job.common.plan.tile_pixels) + width - 1) / width;
   int shift = pieces >= 32 ? 5 : 32 - __clz(pieces - 1);
-  int first = (threadIdx.x & ((1 << shift) - 1)) * width, step = width << shift;
-  for (int row = threadIdx.x >> shift; row < outer; row += blockDim.x >> shift) {
-    T* target = to + row * row_stride;
-#pragma unroll 2
-    for (int column = first; column < inner; column += step) {
-      const T* from = tile + (kRows ? layout(row, column) : layout(column, row));
-      if (job.grad_aligned && column + kVector <= inner)
-        *reinterpret_cast<uint4*>(target + column) = *reinterpret_cast<const uint4*>(from);
-      else
-        for (int c = 0; c < width && column + c < inner; ++c) target[(column + c) * inner_stride] = from[c];
+  int first_row = threadIdx.x >> shift, rows = blockDim.x >> shift;
+  for (int column = (threadIdx.x & ((1 << shift) - 1)) * width; column < inner; column += width << shift) {
+    T* target = to + first_row * row_stride + column * inner_stride;
+    if (job.grad_aligned && column + kVector <= inner) {
+      const T* from = tile + (kRows ? layout(first_row, column) : layout(column, first_row));
+#pragma unroll 4
+      for (int row = first_row; row < outer; row += rows, from += rows * layout.pitch, target += rows * row_stride)
+        *reinterpret_cast<uint4*>(target) = *reinterpret_cast<const uint4*>(from);
+    } else {
+#pragma unroll 1
+      for (int row = first_row; row < outer; row += rows, target += rows * row_stride)
+#pragma unroll 1
+        for (int c = 0; c < width && column + c < inner; ++c)
+          target[c * inner_stride] = tile[kRows ? layout(row, column + c) : layout(column + c, row)];
     }
   }
 }
@@ -323,23 +334,23 @@ __global__ void __launch_bounds__(Shape<T, kEights>::kMostThreads, Shape<T, kEig
   int eights = (static_cast<int>(a.pixels.num_classes) + 7) / 8, step_bytes = a.plan.rows / 8 * S::kBlock;
   TileLayout<T, kRows> layout = tile_layout<T, kRows>(a.plan);
   read_class_factors(job, classes);
-  for (int64_t n = blockIdx.x; n < a.plan.tiles; n += gridDim.x) {
+  for (int n = blockIdx.x; n < a.plan.tiles; n += gridDim.x) {
     TilePlace place = place_of(a, n);
     SYNC_THREADS(tile_is_written);
     read_pixels(a, place, arrays, nullptr);
-    float s[kFragments][kEights][4], undo[kFragments][2];
+    float s[kFragments][kEights][4], undo[kFragments][2], along[kFragments][2];
     Direction<kFragments> direction;
-    bool with_prototypes = !a.plan.resident || n == blockIdx.x;
+    bool with_prototypes = !a.plan.resident || n == static_cast<int>(blockIdx.x);
     similarities<T, kEights, kRows>(a, place, tile, ring, with_prototypes, s, direction.inverse);
     MyPixels<kFragments> mine(arrays);
-    coefficients<T, kEights>(job, place, mine, shared_address(classes), s, direction.along);
+    coefficients<T, kEights>(job, n, mine, shared_address(classes), s, along);
     if (job.sums.sum)
       add_prototype_gradient<T, kEights, kRows>(job, mine, arrays, s, direction.inverse, tile,
                                                 reinterpret_cast<float*>(memory + a.plan.scratch_offset));
     if (!job.grad.data) continue;
     LowParts<T, kEights> lows;
     scale_and_split<T, kEights>(s, lows, undo, eights);
-    direction.finish(mine, undo, Split<T>::kScale, static_cast<int>(a.features.channels));
+    direction.finish(mine, along, undo, Split<T>::kScale, static_cast<int>(a.features.channels));
     // nobody reads the ring or its scratch any more, nor other warps' pixels, which the product replaces
     if (!a.plan.resident || job.sums.sum)
       SYNC_THREADS(gradient_ring_is_free);
@@ -347,8 +358,9 @@ __global__ void __launch_bounds__(Shape<T, kEights>::kMostThreads, Shape<T, kEig
       __syncwarp();
     PixelReader<T, kEights, kRows> pixels(shared_address(tile), layout);
     TileWriter<T, kEights, kRows> writer(shared_address(tile), layout);
-    Slot filling = {ring, S::kSteps * step_bytes, a.plan.slots}, reading = filling;
-    int offset = 0, ahead = a.plan.ahead;
+    PrototypeCopy<T, kEights> prototypes(a, ring);
+    RingReader<S> reading(ring, S::kSteps * step_bytes, a.plan.slots);
+    int ahead = a.plan.ahead;
     int lane_offset = (threadIdx.x >> 3 & 1) * S::kBlock + (threadIdx.x >> 4 & 1) * 256 + (threadIdx.x & 7) * 16;
 #pragma unroll 1
     for (int stage = a.plan.resident ? 0 : -ahead; stage < a.plan.stages; ++stage) {
@@ -357,14 +369,11 @@ __global__ void __launch_bounds__(Shape<T, kEights>::kMostThreads, Shape<T, kEig
           WAIT_FOR_COPIES(copies_of_prototypes_have_arrived, ahead - 1);
           SYNC_THREADS(prototypes_have_arrived);
         }
-        if (stage + ahead < a.plan.stages) {
-          copy_prototypes<T, kEights>(a, filling.address(), stage + ahead);
-          filling.advance();
-        }
+        if (stage + ahead < a.plan.stages) prototypes.next(true);
         commit_copies();
         if (stage < 0) continue;
       }
-      SharedAddress block = reading.address() + (S::kSize == 2 ? lane_offset : 0);
+      SharedAddress block = reading.slot() + (S::kSize == 2 ? lane_offset : 0);
 #pragma unroll 1
       for (int step = 0; step < S::kSteps; ++step) {
         float sum[S::kStep / 8][kFragments][4];
@@ -373,16 +382,16 @@ __global__ void __launch_bounds__(Shape<T, kEights>::kMostThreads, Shape<T, kEig
 #pragma unroll
         for (int f = 0; f < kFragments; ++f) {
           uint32_t x[4];
-          pixels.read(x, f, offset);
+          pixels.read(x, f, 0);
           __syncwarp();
-          writer.write(f, offset, x, sum, direction);
+          writer.write(f, x, sum, direction);
         }
-        offset += pixels.step_bytes, block = block + step_bytes;
+        pixels.advance(), writer.advance(pixels.step_bytes), block = block + step_bytes;
       }
       reading.advance();
     }
     SYNC_THREADS(gradient_is_complete);
-    write_tile<T, kRows>(job, place, tile);
+    write_tile<T, kRows>(job, place_of(a, anew(n)), tile);
   }
 }
 

@@ -100,7 +100,9 @@ bool plan_fast(const Features& x, int64_t num_classes, FastStage stage, FastPlan
     fits = fit(p, x, num_classes, stage, kernel, pixels, limit);
   if (!fits) return false;
   p.tiles_per_image = (x.pixels + p.tile_pixels - 1) / p.tile_pixels;
-  p.tiles = p.tiles_per_image * x.batch;
+  int64_t tiles = p.tiles_per_image * x.batch;
+  if (tiles > INT32_MAX - kMostBlocks) return false;  // 2^35 pixels
+  p.tiles = static_cast<int>(tiles);
   // as many blocks as are resident at once: prototypes that stay are then used for many tiles
   int by_shared = (limit + 2 * kSystemShared) / (p.shared_bytes + kSystemShared),
       by_registers = kernel.blocks * kernel.most_pixels / p.tile_pixels;

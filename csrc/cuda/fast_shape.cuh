@@ -22,6 +22,8 @@ struct Shape {
   static constexpr int kBlock = PrototypeBlock<T>::kBytes;
   static constexpr int kMostPixels = kFragments == 2 && kEights > 8 ? 256 : 128;  // of a tile
   static constexpr int kMostThreads = kMostPixels / kWarpPixels * 32;
+  static constexpr bool kKeep =
+      kFragments * kEights <= 24;                       // registers are left beside S for what loops would make anew
   static constexpr int kBlocks = kEights <= 8 ? 2 : 1;  // that registers allow on a multiprocessor
 };
 

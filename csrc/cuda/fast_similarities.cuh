@@ -61,7 +61,7 @@ __device__ __forceinline__ void multiply_stage(Accumulators<T, kEights>& s,
     float sum[S::kFragments][4];
 #pragma unroll
     for (int step = 0; step < S::kSteps; ++step) {
-      ClassFragment b = classes.read(slot + step * step_bytes + n * S::kBlock);
+      ClassFragment b = classes.read(slot + step * step_bytes, n * S::kBlock);
 #pragma unroll
       for (int f = 0; f < S::kFragments; ++f) {
         if (step == 0)
@@ -111,7 +111,9 @@ __device__ __forceinline__ void similarities(const FastArguments& a, const TileP
   FeatureCopy<T, kEights, kRows> features(a, place, shared_address(tile));
   int stages = a.plan.stages, ahead = a.plan.ahead, eights = (static_cast<int>(a.pixels.num_classes) + 7) / 8,
       step_bytes = a.plan.rows / 8 * S::kBlock;
-  Slot filling = {ring, S::kSteps * step_bytes, a.plan.slots}, reading = filling;
+  PrototypeCopy<T, kEights> prototypes(a, ring);
+  RingReader<S> reading(ring, S::kSteps * step_bytes, a.plan.slots);
+  keep<S::kKeep>(step_bytes), keep<S::kKeep>(ahead), keep<S::kKeep>(stages), keep<S::kKeep>(eights);
   float squares[S::kFragments][2] = {};
 #pragma unroll
   for (int f = 0; f < S::kFragments; ++f)
@@ -126,15 +128,12 @@ __device__ __forceinline__ void similarities(const FastArguments& a, const TileP
       WAIT_FOR_COPIES(copies_of_stage_have_arrived, 2 * ahead - 1);
       SYNC_THREADS(stage_has_arrived);
     }
-    if (stage + ahead >= 0 && stage + ahead < stages) {
-      if (with_prototypes) copy_prototypes<T, kEights>(a, filling.address(), stage + ahead);
-      filling.advance();
-    }
+    if (stage + ahead >= 0 && stage + ahead < stages) prototypes.next(with_prototypes);
     commit_copies();
     if (stage + ahead + 1 < stages) features.next();
     commit_copies();
     if (stage < 0) continue;
-    multiply_stage<T, kEights, kRows>(s, squares, pixels, offset, reading.address(), step_bytes, eights);
+    multiply_stage<T, kEights, kRows>(s, squares, pixels, offset, reading.slot(), step_bytes, eights);
     reading.advance();
     offset += S::kSteps * pixels.step_bytes;
   }
@@ -172,7 +171,7 @@ struct MyPixels {
 template <int kFragments>
 struct Drawn {
   uint32_t bits[kFragments][2];
-  __device__ __forceinline__ Drawn(const FastArguments& a, const TilePlace& place, const MyPixels<kFragments>& mine,
+  __device__ __forceinline__ Drawn(const FastArguments& a, int tile, const MyPixels<kFragments>& mine,
                                    int first_eight) {
 #pragma unroll
     for (int f = 0; f < kFragments; ++f)
@@ -180,6 +179,7 @@ struct Drawn {
       for (int j = 0; j < 2; ++j) {
         bits[f][j] = ~0u;
         if (!a.sampling.thresholds) continue;
+        TilePlace place = place_of(a, anew(tile));
         int64_t index = place.image * a.features.pixels + place.first + mine.place[f][j] + a.sampling.rng[1];
         uint32_t key = philox_key(a.sampling.rng[0], index);
         int k = first_eight * 8 + static_cast<int>(threadIdx.x & 3) * 2;

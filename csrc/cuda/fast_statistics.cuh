@@ -29,13 +29,13 @@ __device__ __forceinline__ void exclude_ignored(const MyPixels<Shape<T, kEights>
 
 // Marks what was not drawn.
 template <class T, int kEights>
-__device__ __forceinline__ void exclude_undrawn(const FastArguments& a, const TilePlace& place,
+__device__ __forceinline__ void exclude_undrawn(const FastArguments& a, int tile_number,
                                                 const MyPixels<Shape<T, kEights>::kFragments>& mine,
                                                 Accumulators<T, kEights>& s) {
   constexpr int kFragments = Shape<T, kEights>::kFragments;
 #pragma unroll
   for (int first = 0; first < kEights; first += 16) {
-    Drawn<kFragments> drawn(a, place, mine, first);
+    Drawn<kFragments> drawn(a, tile_number, mine, first);
 #pragma unroll
     for (int n = first; n < first + 16 && n < kEights; ++n)
 #pragma unroll
@@ -159,19 +159,19 @@ __global__ void __launch_bounds__(Shape<T, kEights>::kMostThreads, Shape<T, kEig
   for (int i = t; i < kPartialRows * num_classes; i += blockDim.x)
     sums[i] = i < (kMaximum + 1) * num_classes || i >= kHardest * num_classes ? minus_infinity() : 0.f;
   if (t == 0) clear(diagnostics);
-  for (int64_t n = blockIdx.x; n < a.plan.tiles; n += gridDim.x) {
+  for (int n = blockIdx.x; n < a.plan.tiles; n += gridDim.x) {
     TilePlace place = place_of(a, n);
     SYNC_THREADS(tile_is_free);
     read_pixels(a, place, arrays, &diagnostics);
     float s[kFragments][kEights][4], inverse[kFragments][2], own[kFragments][2], all_classes[kFragments][2] = {};
-    bool with_prototypes = !a.plan.resident || n == blockIdx.x;
+    bool with_prototypes = !a.plan.resident || n == static_cast<int>(blockIdx.x);
     similarities<T, kEights, kRows>(a, place, tile, shared_address(memory + a.plan.tile_bytes), with_prototypes, s,
                                     inverse);
     MyPixels<kFragments> mine(arrays);
     if (a.pixel_anchor) pixel_log_z<T, kEights>(to_log2, s, all_classes);
     exclude_ignored<T, kEights>(mine, s);
     own_cosines<T, kEights, true>(mine, s, own);
-    if (a.sampling.thresholds) exclude_undrawn<T, kEights>(a, place, mine, s);
+    if (a.sampling.thresholds) exclude_undrawn<T, kEights>(a, n, mine, s);
     SYNC_THREADS(ring_is_free);
     reduce_over_pixels<T, kEights>(job, warm && weights_are_ordinary(mine), to_log2, mine, s,
                                    parts + warp * a.plan.rows);

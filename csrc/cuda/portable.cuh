@@ -39,8 +39,12 @@ constexpr unsigned kAllLanes = 0xffffffffu;
 // A place in shared memory: 32 bits on the GPU, where a pointer has 64.
 using SharedAddress = char*;
 inline SharedAddress shared_address(void* p) { return static_cast<char*>(p); }
+template <bool kKeep, class V>
+void keep(V&) {}
+inline int anew(int v) { return v; }
 template <class V>
-V load_shared(SharedAddress p) {
+V load_shared(SharedAddress p, int offset = 0) {
+  p += offset;
   on_cpu::aligned(reinterpret_cast<V*>(p));
   return *reinterpret_cast<const V*>(p);
 }
@@ -56,6 +60,11 @@ void copy_async(SharedAddress to, const void* from, int bytes = kBytes) {
 inline void commit_copies() { __pipeline_commit(); }
 inline void wait_for_copies(int groups) { __pipeline_wait_prior(groups); }
 inline float exp2_approx(float x) { return exp2f(x); }
+inline void split_tf32(uint32_t x, uint32_t& high, uint32_t& low) {
+  high = to_tf32(__uint_as_float(x));
+  low = __float_as_uint(__uint_as_float(x) - __uint_as_float(high));
+}
+inline void add_square(float& sum, uint32_t x) { sum = fmaf(__uint_as_float(x), __uint_as_float(x), sum); }
 template <class T>
 void multiply(T type, float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   for (float& v : d) v = 0.f;
@@ -91,22 +100,22 @@ using SharedAddress = uint32_t;
 __device__ __forceinline__ SharedAddress shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
-template <class V>
-__device__ __forceinline__ V load_shared(SharedAddress p) {
-  static_assert(sizeof(V) == 4 || sizeof(V) == 8 || sizeof(V) == 16, "words, pairs or fours");
-  uint32_t w[sizeof(V) / 4];
-  if constexpr (sizeof(V) == 4)
-    asm volatile("ld.shared.b32 %0, [%1];" : "=r"(w[0]) : "r"(p) : "memory");
-  else if constexpr (sizeof(V) == 8)
-    asm volatile("ld.shared.v2.b32 {%0,%1}, [%2];" : "=r"(w[0]), "=r"(w[1]) : "r"(p) : "memory");
-  else
-    asm volatile("ld.shared.v4.b32 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(w[0]), "=r"(w[1]), "=r"(w[2]), "=r"(w[3])
-                 : "r"(p)
-                 : "memory");
-  V v;
-  memcpy(&v, w, sizeof v);
+// Keeps a value in its register, where kKeep: the compiler would make it anew in every turn of a loop.
+template <bool kKeep, class V>
+__device__ __forceinline__ void keep(V& v) {
+  if constexpr (kKeep && sizeof(V) == 8)
+    asm volatile("" : "+l"(v));
+  else if constexpr (kKeep)
+    asm volatile("" : "+r"(v));
+}
+// The same number, of which the compiler does not know it: what follows from it is made anew rather than kept in registers.
+__device__ __forceinline__ int anew(int v) {
+  keep<true>(v);
   return v;
+}
+template <class V>
+__device__ __forceinline__ V load_shared(SharedAddress p, int offset = 0) {
+  return *reinterpret_cast<const V*>(static_cast<const char*>(__cvta_shared_to_generic(p)) + offset);
 }
 template <class V>
 __device__ __forceinline__ void store_shared(SharedAddress p, V v) {
@@ -192,10 +201,13 @@ __device__ __forceinline__ void multiply(float, float (&d)[4], const uint32_t (&
       : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(0.f));
 }
-__device__ __forceinline__ uint32_t to_tf32(float x) {
-  uint32_t r;
-  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(r) : "f"(x));
-  return r;
+// high + low = x: high is TF32, and of low the tensor cores read as much as TF32 has.
+__device__ __forceinline__ void split_tf32(uint32_t x, uint32_t& high, uint32_t& low) {
+  asm("{\n\tcvt.rna.tf32.f32 %0, %2;\n\tsub.rn.f32 %1, %2, %0;\n\t}" : "=&r"(high), "=r"(low) : "r"(x));
+}
+// sum += x^2, of a float32 number's bits.
+__device__ __forceinline__ void add_square(float& sum, uint32_t x) {
+  asm("fma.rn.f32 %0, %1, %1, %0;" : "+f"(sum) : "r"(x));
 }
 // Four 8 x 8 matrices of 16-bit elements; lane 8 i + r gives the address of row r of matrix i.
 __device__ __forceinline__ void ldmatrix(uint32_t (&r)[4], SharedAddress p) {

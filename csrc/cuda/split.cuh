@@ -43,12 +43,6 @@ struct Split<float> {
   static __device__ __forceinline__ float round(float x) { return x; }
 };
 
-// high + low = x: high is TF32, and of low the tensor cores read as much as TF32 has.
-__device__ __forceinline__ void split_tf32(uint32_t x, uint32_t& high, uint32_t& low) {
-  high = to_tf32(__uint_as_float(x));
-  low = __float_as_uint(__uint_as_float(x) - __uint_as_float(high));
-}
-
 // The prototypes lie in device memory as the tensor cores' operands read them: a block of 8 classes for each step of 32 bytes
 // of channels, [step][eight of classes], so that a stage is copied as it lies, and without padding every access finds its
 // banks free.
