@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # An autograd.Function over a custom op loses its gradient where a tool flattens the function away.
 #
-# Versions: torch 2.14.1 (seen with 2.10.0 and 2.15.0 too). A function whose forward calls an op registered by torch.library, with a
+# Versions: torch 2.14.1, CPU. A function whose forward calls an op registered by torch.library, with a
 # fake but without an autograd kernel, and whose backward is written out.
 # Seen: the eager and the compiled gradient of s x + (s x)^2 is right, [3, 10, 21]. The gradient of the module that torch.export makes
 # lacks the function's part, [1, 2, 3]: a warning at the first backward pass, no error. torch.func.grad raises, since the function has
