@@ -11,7 +11,7 @@ from .operands import reader
 from .run import Group, Run
 from .syntax import Fault, Instruction
 
-FULL_WARP = {"mma", "wmma", "ldmatrix", "stmatrix", "movmatrix"}  # without a member mask: all 32 lanes
+FULL_WARP = {"mma", "ldmatrix", "stmatrix", "movmatrix"}  # without a member mask: all 32 lanes
 INSTRUCTIONS = FULL_WARP | {"shfl", "vote", "redux", "activemask", "match", "elect"}
 ALL_LANES = np.uint32(0xFFFFFFFF)
 

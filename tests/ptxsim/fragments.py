@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .syntax import Step
 
 
-def warp_rows(run):
+def active_warps(run):
     """Indices of the warps that take part (whole warps), or None for all."""
     if run.group.everyone:
         return None
@@ -25,23 +25,23 @@ def warp_rows(run):
     return np.flatnonzero(m.any(1))
 
 
-def fragment(run, o, rows):
+def fragment(run, o, which):
     """A .b32 (or wider) register over the warps: [warps, 32]."""
     v = run.registers[o.index] if isinstance(o, Reg) else reader(o, "b32")(run)
     v = spread(run, v)
     if v.dtype.kind not in "u" and v.dtype.itemsize <= 8:
         v = v.view(UINT[8 * v.dtype.itemsize])
     v = v.reshape(-1, 32)
-    return v if rows is None else v[rows]
+    return v if which is None else v[which]
 
 
-def write_warps(run, o, v, rows):
+def write_warps(run, o, v, which):
     """Write [warps, 32] values."""
-    if rows is None:
+    if which is None:
         write_register(run, o.index, np.ascontiguousarray(v).reshape(-1))
         return
     full = np.zeros((run.size // 32, 32), v.dtype)
-    full[rows] = v
+    full[which] = v
     write_register(run, o.index, full.reshape(-1))
 
 
@@ -54,12 +54,12 @@ def op_ldmatrix(instruction: Instruction) -> Step:
     address, space = address_of(instruction.args[1]), space_of(instruction.mods)
 
     def execute(run: Run) -> None:
-        rows = warp_rows(run)
+        which = active_warps(run)
         a = row_addresses(run, address(run), space, count, False)
         data = run.device.gather(a, 16).view(np.uint16).reshape(-1, count, 8, 8)  # [warp, matrix, row, column]
         for j, d in enumerate(dests):
             m = data[:, j].transpose(0, 2, 1) if trans else data[:, j]
-            write_warps(run, d, np.ascontiguousarray(m).view(np.uint32).reshape(-1, 32), rows)
+            write_warps(run, d, np.ascontiguousarray(m).view(np.uint32).reshape(-1, 32), which)
 
     return execute
 
@@ -83,10 +83,10 @@ def op_stmatrix(instruction: Instruction) -> Step:
     address, space = address_of(instruction.args[0]), space_of(instruction.mods)
 
     def execute(run: Run) -> None:
-        rows = warp_rows(run)
+        which = active_warps(run)
         parts = []
         for s in sources:
-            m = np.ascontiguousarray(fragment(run, s, rows)).view(np.uint16).reshape(-1, 8, 8)
+            m = np.ascontiguousarray(fragment(run, s, which)).view(np.uint16).reshape(-1, 8, 8)
             parts.append(m.transpose(0, 2, 1) if trans else m)
         data = np.ascontiguousarray(np.stack(parts, 1)).reshape(-1, 8).view(np.complex128).reshape(-1)
         run.device.scatter(row_addresses(run, address(run), space, count, True), data, 16)
@@ -96,13 +96,13 @@ def op_stmatrix(instruction: Instruction) -> Step:
 
 def op_movmatrix(instruction: Instruction) -> Step:
     def execute(run: Run) -> None:
-        rows = warp_rows(run)
+        which = active_warps(run)
         m = (
-            np.ascontiguousarray(fragment(run, instruction.args[1], rows))
+            np.ascontiguousarray(fragment(run, instruction.args[1], which))
             .view(np.uint16)
             .reshape(-1, 8, 8)
             .transpose(0, 2, 1)
         )
-        write_warps(run, instruction.args[0], np.ascontiguousarray(m).view(np.uint32).reshape(-1, 32), rows)
+        write_warps(run, instruction.args[0], np.ascontiguousarray(m).view(np.uint32).reshape(-1, 32), which)
 
     return execute

@@ -23,7 +23,7 @@ MANY = 0xFFFFF  # in place of a thread: several threads; also the mask of the th
 NO_EPOCH = -1 << 40
 SEVERAL_WARPS = np.int32(-2)
 MOST_REPORTS = 100
-STORES = ("st", "atom", "red", "stmatrix", "cp", "wmma")
+STORES = ("st", "atom", "red", "stmatrix", "cp")
 
 
 class RaceDetector:
