@@ -1,9 +1,8 @@
 // Threads, barriers and shared memory of a GPU, on one thread of a CPU.
 //
-// Blocks run one after another. Every thread of the block that runs is a fiber: a stack and a place in the kernel, which
-// keeps running until it has to wait for others (a barrier, or an instruction of its warp) or ends. Then the scheduler, in
-// run(), picks one of the fibers that are ready: the lowest, the highest, or a random one of a seeded sequence, and the
-// order of blocks likewise. A kernel that is right does not notice; an order that it relies on without a barrier shows as a
+// Blocks run one after another. Every thread of the block that runs is a fiber (fiber.h), which keeps running until it has
+// to wait for others (a barrier, or an instruction of its warp) or ends. Then the scheduler, in run(), picks one of the
+// threads that are ready: the lowest, the highest, or a random one of a seeded sequence; the order of blocks likewise. A kernel that is right does not notice; an order that it relies on without a barrier shows as a
 // wrong result in one of the orders.
 //
 // Shared memory is allocated for each block at its exact size, so that AddressSanitizer sees an overrun, and starts as NaN.
@@ -15,17 +14,10 @@
 #include <cstdarg>
 #include <utility>
 
-#if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/asan_interface.h>
-#include <sanitizer/common_interface_defs.h>
-#endif
-#if !defined(__x86_64__)
-#include <ucontext.h>
-#endif
+#include "fiber.h"
 
 namespace on_cpu {
 
-constexpr size_t kStackBytes = 64 << 10;
 constexpr size_t kStaticLimit = 48 << 10;  // of static and dynamic memory together, where no more was asked for
 constexpr size_t kSharedAlignment = 128;
 constexpr int kNotANumber = 0xff;  // as every byte of a float
@@ -43,14 +35,7 @@ std::map<const void*, int>& dynamic_shared_limits() {
   return limits;
 }
 
-// ---- what a fiber is
-
-// Where the CPU's thread left off: on x86-64 the stack pointer, with the registers pushed below it.
-#if defined(__x86_64__)
-using Context = void*;
-#else
-using Context = ucontext_t;
-#endif
+// ---- threads and blocks
 
 struct Copy {
   void* to;
@@ -62,14 +47,12 @@ enum State { kReady, kAtBarrier, kInWarp, kDone };
 
 struct Block;
 
-struct Fiber : Thread {
+struct GpuThread : Thread {
+  Fiber fiber;
   unsigned number;  // in the block
   Block* of;
   State state = kReady;
   const char* where = "";  // the place at which it waits
-  Context context{};
-  char* stack = nullptr;
-  void* sanitizer_stack = nullptr;
 
   // While it waits for its warp: what it takes part in.
   uint32_t mask = 0;
@@ -82,7 +65,7 @@ struct Fiber : Thread {
 };
 
 struct Block {
-  std::vector<Fiber*> fibers;
+  std::vector<GpuThread*> threads;
   std::vector<unsigned> ready;  // by number, in no order
   int live = 0, at_barrier = 0;
   char* dynamic = nullptr;
@@ -93,123 +76,27 @@ struct Block {
 Thread* current;  // null while the scheduler runs
 uint3 block_size, grid_size;
 
-static Fiber* running() { return static_cast<Fiber*>(current); }
+static GpuThread* running() { return static_cast<GpuThread*>(current); }
 
-static Context scheduler;
 static const std::function<void()>* body;
 static std::string failure;
 
-// ---- switching between fibers and the scheduler
-
-#if defined(__x86_64__)
-extern "C" void on_cpu_switch(void** save, void* next);
-asm(R"(
-.text
-.globl on_cpu_switch
-.type on_cpu_switch,@function
-on_cpu_switch:
-  push %rbp
-  push %rbx
-  push %r12
-  push %r13
-  push %r14
-  push %r15
-  mov %rsp,(%rdi)
-  mov %rsi,%rsp
-  pop %r15
-  pop %r14
-  pop %r13
-  pop %r12
-  pop %rbx
-  pop %rbp
-  ret
-.size on_cpu_switch,.-on_cpu_switch
-)");
-static void swap(Context& save, Context& next) { on_cpu_switch(&save, next); }
-static void prepare(Fiber* fiber, void (*start)()) {
-  constexpr int kSavedRegisters = 6;
-  void** top = reinterpret_cast<void**>(fiber->stack + kStackBytes);
-  *--top = nullptr;  // the stack is aligned as after a call
-  *--top = reinterpret_cast<void*>(start);
-  for (int i = 0; i < kSavedRegisters; ++i) *--top = nullptr;
-  fiber->context = top;
-}
-#else
-static void swap(Context& save, Context& next) { swapcontext(&save, &next); }
-static void prepare(Fiber* fiber, void (*start)()) {
-  getcontext(&fiber->context);
-  fiber->context.uc_stack.ss_sp = fiber->stack;
-  fiber->context.uc_stack.ss_size = kStackBytes;
-  makecontext(&fiber->context, start, 0);
-}
-#endif
-
-// AddressSanitizer must know of each change of the stack: before it, and after it on the other side.
-#if defined(__SANITIZE_ADDRESS__)
-static void* scheduler_sanitizer_stack;
-static const void* scheduler_stack;
-static size_t scheduler_stack_bytes;
-static void before_fiber(Fiber* fiber) {
-  __sanitizer_start_switch_fiber(&scheduler_sanitizer_stack, fiber->stack, kStackBytes);
-}
-static void after_fiber() { __sanitizer_finish_switch_fiber(scheduler_sanitizer_stack, nullptr, nullptr); }
-static void before_scheduler(Fiber* fiber, bool for_good) {
-  void** save = for_good ? nullptr : &fiber->sanitizer_stack;
-  __sanitizer_start_switch_fiber(save, scheduler_stack, scheduler_stack_bytes);
-}
-static void after_scheduler(Fiber* fiber) {
-  __sanitizer_finish_switch_fiber(fiber->sanitizer_stack, &scheduler_stack, &scheduler_stack_bytes);
-}
-static void unpoison(char* stack) { ASAN_UNPOISON_MEMORY_REGION(stack, kStackBytes); }
-#else
-static void before_fiber(Fiber*) {}
-static void after_fiber() {}
-static void before_scheduler(Fiber*, bool) {}
-static void after_scheduler(Fiber*) {}
-static void unpoison(char*) {}
-#endif
-
-static void to_fiber(Fiber* fiber) {
-  current = fiber;
-  before_fiber(fiber);
-  swap(scheduler, fiber->context);
-  after_fiber();
-  current = nullptr;
-}
-
-static void to_scheduler(bool for_good = false) {
-  Fiber* self = running();
-  before_scheduler(self, for_good);
-  swap(self->context, scheduler);
-  after_scheduler(self);
+// Lets others run; returns when the scheduler picks this thread again.
+static void to_scheduler() {
+  running()->fiber.leave();
   asm volatile("" ::: "memory");  // others have run: nothing of memory may be kept in registers
 }
 
-// Where every fiber begins.
+// Where every thread begins.
 static void start() {
-  Fiber* self = running();
-  after_scheduler(self);
+  GpuThread* self = running();
+  self->fiber.arrive();
   (*body)();
   commit_copies();
   wait_for_copies(0);
   self->state = kDone;
-  to_scheduler(true);
+  self->fiber.leave(true);
   abort();  // nobody returns to it
-}
-
-// Stacks of fibers that have ended, for the next ones.
-static struct Stacks : std::vector<char*> {
-  ~Stacks() {
-    for (char* stack : *this) free(stack);
-  }
-} stacks;
-
-static char* take_stack() {
-  if (stacks.empty()) stacks.push_back(static_cast<char*>(aligned_alloc(64, kStackBytes)));
-  char* stack = stacks.back();
-  stacks.pop_back();
-  unpoison(stack);
-  return stack;
 }
 
 void fail(const char* format, ...) {
@@ -220,27 +107,27 @@ void fail(const char* format, ...) {
   va_end(values);
   failure = text;
   if (!current) throw std::runtime_error(std::exchange(failure, ""));
-  Fiber* self = running();
+  GpuThread* self = running();
   failure += "  [block " + std::to_string(self->block.x) + " thread " + std::to_string(self->number) + "]";
   to_scheduler();
-  abort();  // the scheduler runs no more fibers
+  abort();  // the scheduler runs no more threads
 }
 
 // ---- barriers
 
-static void make_ready(Fiber* fiber) {
-  fiber->state = kReady;
-  fiber->of->ready.push_back(fiber->number);
+static void make_ready(GpuThread* thread) {
+  thread->state = kReady;
+  thread->of->ready.push_back(thread->number);
 }
 
 static void release_barrier(Block* block) {
   block->at_barrier = 0;
-  for (Fiber* fiber : block->fibers)
-    if (fiber->state == kAtBarrier) make_ready(fiber);
+  for (GpuThread* thread : block->threads)
+    if (thread->state == kAtBarrier) make_ready(thread);
 }
 
 void barrier(const char* what) {
-  Fiber* self = running();
+  GpuThread* self = running();
   self->where = what;
   self->state = kAtBarrier;
   if (++self->of->at_barrier == self->of->live) release_barrier(self->of);
@@ -250,7 +137,7 @@ void barrier(const char* what) {
 // ---- instructions of a warp
 
 // Whether `other`, a lane of self's mask, has come to the same instruction.
-static bool is_here(const Fiber* self, const Fiber* other, int lane) {
+static bool is_here(const GpuThread* self, const GpuThread* other, int lane) {
   if (other->state == kDone) fail("%s: lane %d of the mask has exited", self->where, lane);
   if (other->state != kInWarp) return false;
   if (other->mask == self->mask && !strcmp(other->where, self->where)) return true;
@@ -259,18 +146,18 @@ static bool is_here(const Fiber* self, const Fiber* other, int lane) {
 }
 
 void collective(uint32_t mask, const char* what, const void* in, void* out, Combine combine) {
-  Fiber* self = running();
+  GpuThread* self = running();
   if (!has(mask, self->lane)) fail("%s: lane %d is not in its own mask %08x", what, self->lane, mask);
   self->where = what, self->mask = mask, self->in = in, self->out = out;
   self->state = kInWarp;
-  const std::vector<Fiber*>& fibers = self->of->fibers;
+  const std::vector<GpuThread*>& threads = self->of->threads;
   size_t first = self->number - self->lane;
   const void* inputs[32];
   void* outputs[32];
   for (int lane = 0; lane < 32; ++lane) {
-    if (first + lane >= fibers.size()) mask &= ~(1u << lane);  // the last warp has fewer lanes
+    if (first + lane >= threads.size()) mask &= ~(1u << lane);  // the last warp has fewer lanes
     if (!has(mask, lane)) continue;
-    const Fiber* other = fibers[first + lane];
+    const GpuThread* other = threads[first + lane];
     if (!is_here(self, other, lane)) {
       to_scheduler();  // the last to arrive does the work
       return;
@@ -280,7 +167,7 @@ void collective(uint32_t mask, const char* what, const void* in, void* out, Comb
   }
   combine(mask, inputs, outputs);
   for (int lane = 0; lane < 32; ++lane)
-    if (has(mask, lane) && fibers[first + lane] != self) make_ready(fibers[first + lane]);
+    if (has(mask, lane) && threads[first + lane] != self) make_ready(threads[first + lane]);
   self->state = kReady;  // and goes on at once; the others follow in any order
   asm volatile("" ::: "memory");
 }
@@ -313,7 +200,7 @@ void copy_async(void* to, const void* from, int bytes, int zeros) {
 }
 
 void commit_copies() {
-  Fiber* self = running();
+  GpuThread* self = running();
   self->groups.push_back(std::exchange(self->uncommitted, {}));
 }
 
@@ -345,32 +232,28 @@ static Block* new_block(unsigned number, size_t dynamic_bytes) {
   if (dynamic_bytes) block->dynamic = static_cast<char*>(allocate_shared(dynamic_bytes));
   block->live = static_cast<int>(block_size.x);
   for (unsigned i = 0; i < block_size.x; ++i) {
-    Fiber* fiber = new Fiber;
-    fiber->index = {i, 0, 0};
-    fiber->block = {number, 0, 0};
-    fiber->lane = static_cast<int>(i % 32);
-    fiber->number = i;
-    fiber->of = block;
-    fiber->stack = take_stack();
-    prepare(fiber, start);
-    block->fibers.push_back(fiber);
+    GpuThread* thread = new GpuThread;
+    thread->index = {i, 0, 0};
+    thread->block = {number, 0, 0};
+    thread->lane = static_cast<int>(i % 32);
+    thread->number = i;
+    thread->of = block;
+    thread->fiber.prepare(start);
+    block->threads.push_back(thread);
     block->ready.push_back(i);
   }
   return block;
 }
 
 static void free_block(Block* block) {
-  for (Fiber* fiber : block->fibers) {
-    if (fiber->stack) stacks.push_back(fiber->stack);
-    delete fiber;
-  }
+  for (GpuThread* thread : block->threads) delete thread;
   for (auto& [variable, memory] : block->variables) free(memory);
   free(block->dynamic);
   delete block;
 }
 
-// One of the fibers that are ready, in the order asked for.
-static Fiber* take_ready(Block* block) {
+// One of the threads that are ready, in the order asked for.
+static GpuThread* take_ready(Block* block) {
   std::vector<unsigned>& ready = block->ready;
   size_t chosen = 0;
   switch (options().order) {
@@ -383,27 +266,29 @@ static Fiber* take_ready(Block* block) {
     default:
       chosen = random_below(static_cast<uint32_t>(ready.size()));
   }
-  Fiber* fiber = block->fibers[ready[chosen]];
+  GpuThread* thread = block->threads[ready[chosen]];
   ready[chosen] = ready.back();
   ready.pop_back();
-  return fiber;
+  return thread;
 }
 
 static void report_deadlock(const Block* block) {
   std::map<std::string, int> waiting;
-  for (const Fiber* fiber : block->fibers)
-    if (fiber->state != kDone) ++waiting[fiber->where + std::string(fiber->state == kAtBarrier ? " (barrier)" : "")];
+  for (const GpuThread* thread : block->threads)
+    if (thread->state != kDone) ++waiting[thread->where + std::string(thread->state == kAtBarrier ? " (barrier)" : "")];
   failure = "deadlock, " + std::to_string(block->live) + " threads wait:";
-  for (auto& [where, threads] : waiting) failure += " " + std::to_string(threads) + " at " + where + ";";
+  for (auto& [where, count] : waiting) failure += " " + std::to_string(count) + " at " + where + ";";
 }
 
 // All threads of the block, to their end or the first failure.
 static void run(Block* block) {
   while (!block->ready.empty() && failure.empty()) {
-    Fiber* fiber = take_ready(block);
-    to_fiber(fiber);
-    if (fiber->state != kDone) continue;
-    stacks.push_back(std::exchange(fiber->stack, nullptr));
+    GpuThread* thread = take_ready(block);
+    current = thread;
+    thread->fiber.enter();
+    current = nullptr;
+    if (thread->state != kDone) continue;
+    thread->fiber.free_stack();
     --block->live;
     if (block->live && block->at_barrier == block->live)
       release_barrier(block);  // it does not wait for threads that ended
