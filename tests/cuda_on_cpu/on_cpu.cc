@@ -18,7 +18,7 @@
 
 namespace on_cpu {
 
-constexpr size_t kStaticLimit = 48 << 10;  // of static and dynamic memory together, where no more was asked for
+constexpr size_t kUnaskedLimit = 48 << 10;  // of shared memory, for a kernel without cudaFuncSetAttribute
 constexpr size_t kSharedAlignment = 128;
 constexpr int kNotANumber = 0xff;  // as every byte of a float
 
@@ -305,9 +305,11 @@ static std::vector<unsigned> block_order(unsigned blocks) {
 }
 
 static void check_shared(const void* kernel, const Block* block, size_t dynamic_bytes) {
+  size_t bytes = block->static_bytes + dynamic_bytes;
   auto set = dynamic_shared_limits().find(kernel);
-  size_t allowed = set == dynamic_shared_limits().end() ? kStaticLimit - block->static_bytes : set->second;
-  if (dynamic_bytes > allowed || dynamic_bytes + block->static_bytes > options().shared_limit)
+  bool is_set = set != dynamic_shared_limits().end();
+  bool allowed = is_set ? dynamic_bytes <= static_cast<size_t>(set->second) : bytes <= kUnaskedLimit;
+  if (!allowed || bytes > options().shared_limit)
     failure = "too much shared memory: " + std::to_string(block->static_bytes) + " + " + std::to_string(dynamic_bytes);
 }
 
