@@ -365,3 +365,4 @@ def test_sectors_belong_to_their_array() -> None:
     assert b.traffic == {**nothing, "read_sectors": full, "read_footprint": full}
     assert c.traffic == {**nothing, "write_sectors": full, "write_footprint": full}
     assert counters.global_read_sectors == 3 * full and counters.global_write_sectors == full
+    assert counters.warp_instructions * 32 == counters.thread_instructions == 19 * count

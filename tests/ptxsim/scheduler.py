@@ -67,6 +67,7 @@ def _run_group(run: Run, pc: int, limit: int, spins: int, total: int) -> tuple[i
         instruction = run.instruction = code[pc]
         steps += 1
         counters.thread_instructions += group.count
+        counters.warp_instructions += group.warps
         kind = instruction.kind
         active = group if instruction.pred is None else _guarded(run, group, instruction)
         if active is None:  # the predicate is false for all
