@@ -87,7 +87,9 @@ def check_version(torch: Path) -> None:
 
 
 def compiler() -> str | None:
-    """The C++ compiler, or None."""
+    """The C++ compiler, or None; the one asked for by CXX and no other."""
+    if os.environ.get("CXX") and not shutil.which(os.environ["CXX"].split()[0]):
+        raise stop("CXX", "a C++ compiler on the path")
     candidates = [os.environ.get("CXX"), sysconfig.get_config_var("CXX"), "g++", "clang++", "c++"]
     for command in filter(None, candidates):
         if shutil.which(command.split()[0]):

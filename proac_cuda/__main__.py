@@ -18,7 +18,13 @@ from rich.table import Table
 
 from . import extension, proac_loss
 from .backends import BACKENDS, ENVIRONMENT_VARIABLE, available_backends, choose_backend
-from .prototypes import load_prototypes, prototype_certificate, save_prototypes, uniform_prototypes
+from .prototypes import (
+    load_prototypes,
+    prototype_certificate,
+    save_prototypes,
+    search_prototypes,
+    uniform_prototypes,
+)
 from .version import __version__
 
 
@@ -156,23 +162,34 @@ def _loss_and_gradient(
 
 def prototypes(arguments: argparse.Namespace) -> int:
     """Make prototypes, or load them; print their certificate; save them."""
+    num_classes = arguments.K if arguments.num_classes is None else arguments.num_classes
+    embedding_dim = arguments.D if arguments.embedding_dim is None else arguments.embedding_dim
     if arguments.load:
         values = load_prototypes(arguments.load)
-    elif arguments.num_classes and arguments.embedding_dim:
-        values = uniform_prototypes(arguments.num_classes, arguments.embedding_dim, seed=arguments.seed)
-    else:
-        print("prototypes: give --num-classes and --embedding-dim, or --load FILE", file=sys.stderr)
+    elif num_classes is None or embedding_dim is None:
+        print("prototypes: give K and D (numbers of classes and dimensions), or --load FILE", file=sys.stderr)
         return 2
+    elif arguments.seconds is not None:
+        arguments.output = arguments.output or Path(f"prototypes-{num_classes}-{embedding_dim}.pth")
+        values = search_prototypes(num_classes, embedding_dim, arguments.seconds, seed=arguments.seed)
+    else:
+        values = uniform_prototypes(num_classes, embedding_dim, seed=arguments.seed)
     certificate = prototype_certificate(values)
     console = _console()
     console.print(f"{values.shape[0]} prototypes of {values.shape[1]} dimensions")
+    if certificate.arrangement:
+        console.print(f"arrangement: {certificate.arrangement}")
     console.print(f"largest cosine {certificate.largest_cosine:.6f}")
+    if certificate.best_known is not None:
+        console.print(f"best published {certificate.best_known:.6f} ({certificate.source})", soft_wrap=True)
     console.print(
         f"best lower bound known {certificate.lower_bound:.6f} ({certificate.bound}), gap {certificate.gap:.2e}"
     )
+    if certificate.remark:
+        console.print(certificate.remark, soft_wrap=True, markup=False)
     if arguments.output:
         save_prototypes(arguments.output, values)
-        console.print(f"saved to {arguments.output}")
+        console.print(f"saved to {arguments.output}; use it as prototypes=load_prototypes({str(arguments.output)!r})")
     return 0
 
 
@@ -182,9 +199,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands.add_parser("info", help=info.__doc__)
     commands.add_parser("check", help=check.__doc__)
     make = commands.add_parser("prototypes", help=prototypes.__doc__)
+    make.add_argument("K", type=int, nargs="?", help="number of classes")
+    make.add_argument("D", type=int, nargs="?", help="dimensions of the embedding")
     make.add_argument("--num-classes", type=int, metavar="K")
     make.add_argument("--embedding-dim", type=int, metavar="D")
     make.add_argument("--seed", type=int, default=0)
+    make.add_argument(
+        "--seconds",
+        type=float,
+        metavar="S",
+        help="search for a better arrangement than the default for so long, and save it; Ctrl-C keeps the best so far",
+    )
     make.add_argument("--load", type=Path, metavar="FILE", help="certify the prototypes of a .pth or .npy file")
     make.add_argument("--output", type=Path, metavar="FILE", help="save to a .pth or .npy file")
     arguments = parser.parse_args(argv)

@@ -16,6 +16,8 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from .validation import have_same_proportions
+
 LAYOUTS = ("channels_first", "channels_last", "tokens")
 
 _ELEMENTWISE = (ReLU, ReLU6, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.Hardswish, nn.ELU, nn.PReLU, nn.Identity, _DropoutNd)
@@ -113,7 +115,7 @@ def refuse_doubtful_map(features: Tensor, labels: Tensor, layer: str) -> None:
     size = labels.shape[1:]
     if len(size) != features.ndim - 2 or len(size) == 1:
         return
-    is_first, is_last = (_has_proportions(grid, size) for grid in (features.shape[2:], features.shape[1:-1]))
+    is_first, is_last = (have_same_proportions(size, grid) for grid in (features.shape[2:], features.shape[1:-1]))
     if (is_last and not is_first) or _is_scaled(features.shape[1:-1], size):
         first = "and as well" if is_first else "but not"
         raise ValueError(
@@ -176,11 +178,3 @@ def _is_patched(grid: Sequence[int], size: Sequence[int]) -> bool:
             tuple(b // patch + 1 for b in size),  # convolutions padded by half a patch
         )
     )
-
-
-def _has_proportions(grid: Sequence[int], size: Sequence[int]) -> bool:
-    """Whether a map has the labels' proportions, up to one of its pixels along an axis."""
-    if 0 in (*grid, *size):
-        return False
-    scale = max(b / a for a, b in zip(grid, size, strict=True))
-    return all(abs(a - b / scale) <= 1 for a, b in zip(grid, size, strict=True))

@@ -270,9 +270,10 @@ def check_tensors(features: Any, labels: Any, prototypes: Any, pixel_weight: Any
             "labels have no channel axis: pass labels.squeeze(1)"
         )
     if labels.ndim != expected:
+        last = labels.ndim == features.ndim and labels.shape[-1] == 1
         raise ValueError(
             f"labels: expected {expected} axes, (B, *spatial) of any spatial size, for features of shape "
-            f"{_shape(features)}, got shape {_shape(labels)}"
+            f"{_shape(features)}, got shape {_shape(labels)}" + ("; pass labels.squeeze(-1)" if last else "")
         )
     if labels.shape[0] != features.shape[0]:
         raise ValueError(
@@ -294,12 +295,18 @@ def check_tensors(features: Any, labels: Any, prototypes: Any, pixel_weight: Any
         raise ValueError(
             f"prototypes: expected (K, {features.shape[1]}), D being axis 1 of features {_shape(features)}, "
             f"got shape {_shape(prototypes)}"
+            + ("; pass prototypes.t()" if prototypes.shape[0] == features.shape[1] else "")
         )
     if pixel_weight is not None:
         check_tensor("pixel_weight", pixel_weight, FEATURE_DTYPES)
         if pixel_weight.shape != labels.shape:
+            remedy = ""
+            if pixel_weight.ndim == labels.ndim + 1 and pixel_weight.shape[1] == 1:
+                remedy = "; pass pixel_weight.squeeze(1)"
+            elif pixel_weight.shape == features.shape[:1] + features.shape[2:]:
+                remedy = "; bring it from the features' resolution to that of the labels, as by interpolate"
             raise ValueError(
-                f"pixel_weight: expected the shape of labels, {_shape(labels)}, got {_shape(pixel_weight)}"
+                f"pixel_weight: expected the shape of labels, {_shape(labels)}, got {_shape(pixel_weight)}{remedy}"
             )
     if class_weight is not None:
         check_tensor("class_weight", class_weight, FEATURE_DTYPES)
@@ -327,25 +334,28 @@ def check_tensors(features: Any, labels: Any, prototypes: Any, pixel_weight: Any
 
 
 def _check_proportions(features: Tensor, labels: Tensor) -> None:
-    """One warning where no stride, the same along all axes, leads from one map to the other within a pixel of the smaller."""
-    sizes = tuple(zip(labels.shape[1:], features.shape[2:], strict=True))
-    if torch.compiler.is_compiling() or len(sizes) < 2 or all(size == sizes[0] for size in sizes):
+    """One warning where labels and features differ in proportions."""
+    if torch.compiler.is_compiling() or have_same_proportions(labels.shape[1:], features.shape[2:]):
         return
-    least, most = 0.0, math.inf
-    for label, feature in sizes:
-        if feature == 0:
-            return
-        if label >= feature:
-            low, high = label / (feature + 1), label / (feature - 1) if feature > 1 else math.inf
+    warn_once(
+        "proportions",
+        f"labels of shape {_shape(labels)} and features of shape {_shape(features)} differ in proportions: are the labels "
+        "transposed, or the features channels-last (B, *spatial, D)? If the strides of the axes differ, all is well",
+    )
+
+
+def have_same_proportions(size: Sequence[int], other: Sequence[int]) -> bool:
+    """Whether one stride, the same along all axes, leads from one grid to the other within a pixel of the smaller one."""
+    least, most = 0.0, math.inf  # what the stride may be, from ``other`` to ``size``
+    for a, b in zip(size, other, strict=True):
+        if a == 0 or b == 0:
+            return True  # of nothing
+        if a >= b:
+            low, high = a / (b + 1), a / (b - 1) if b > 1 else math.inf
         else:
-            low, high = (label - 1) / feature, (label + 1) / feature
+            low, high = (a - 1) / b, (a + 1) / b
         least, most = max(least, low), min(most, high)
-    if least > most:
-        warn_once(
-            "proportions",
-            f"labels of shape {_shape(labels)} and features of shape {_shape(features)} differ in proportions: are the labels "
-            "transposed, or the features channels-last (B, *spatial, D)? If the strides of the axes differ, all is well",
-        )
+    return least <= most
 
 
 def check_needs_no_gradient(name: str, weight: Tensor) -> None:

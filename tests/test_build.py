@@ -146,6 +146,7 @@ def test_build_variables(call, name, value, printed, tmp_path):
         ("architectures_asked_for((75, 80, 90))", "PROAC_CUDA_ARCHITECTURES", "9", "such as 80,90"),
         ("flag('PROAC_NO_CUDA')", "PROAC_NO_CUDA", "maybe", "1 or 0"),
         ("extensions()", "PROAC_NO_EXT", "please", "1 or 0"),
+        ("compiler()", "CXX", "no-such-compiler -O2", "a C++ compiler on the path"),
     ],
 )
 def test_build_variables_that_cannot_be_read(call, name, value, expected, tmp_path):

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+import time
+
 import numpy as np
 import pytest
 
+from proac_cuda import load_prototypes
 from proac_cuda.__main__ import main
 
 
@@ -42,6 +48,35 @@ def test_prototypes(capsys, tmp_path):
     assert np.load(path).shape == (5, 8)
     assert main(["prototypes", "--load", str(path)]) == 0
     assert "5 prototypes of 8 dimensions" in capsys.readouterr().out
+
+
+def test_prototypes_by_position_with_their_certificate(capsys):
+    assert main(["prototypes", "24", "4"]) == 0
+    text = capsys.readouterr().out
+    assert "arrangement: 24-cell" in text and "best published 0.500000" in text and "best lower bound known" in text
+
+
+def test_prototypes_searched_for_seconds(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["prototypes", "11", "4", "--seconds", "0.5"]) == 0
+    captured = capsys.readouterr()
+    assert "Ctrl-C ends the search and keeps the best" in captured.err
+    assert "saved to prototypes-11-4.pth" in captured.out
+    assert load_prototypes("prototypes-11-4.pth").shape == (11, 4)
+
+
+def test_prototypes_interrupted_are_kept(tmp_path):
+    """Ctrl-C, as a terminal sends it, in the middle of a search that would go on for an hour."""
+    path = tmp_path / "kept.npy"
+    command = [sys.executable, "-m", "proac_cuda", "prototypes", "70", "12", "--seconds", "3600", "--output", str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert "Ctrl-C ends the search" in process.stderr.readline()
+        time.sleep(3)
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "saved to" in out and "kept.npy" in out.replace("\n", "")
+    assert np.load(path).shape == (70, 12)
 
 
 def test_prototypes_errors(capsys, tmp_path):

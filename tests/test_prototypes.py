@@ -13,20 +13,39 @@ import numpy
 import pytest
 import torch
 
-from proac_cuda import _code_cache, _spherical_codes, prototypes
-from proac_cuda._code_bounds import best_lower_bound
-from proac_cuda.prototypes import prototype_certificate, uniform_prototypes
+from proac_cuda.prototypes import (
+    arrangements,
+    bounds,
+    cache,
+    certificate,
+    contacts,
+    descent,
+    known,
+    prototype_certificate,
+    search,
+    search_prototypes,
+    starts,
+    uniform,
+    uniform_prototypes,
+)
+from proac_cuda.prototypes.bounds import best_lower_bound
 
 with open(Path(__file__).parent / "data" / "spherical_codes.csv", newline="") as stream:
     CODES = [(int(row["K"]), int(row["D"]), float(row["max_cos"]), row["status"]) for row in csv.DictReader(stream)]
 
-SEARCHED_FOR_SECONDS = {(10, 3), (13, 3), (24, 4), (40, 10), (64, 14), (112, 21), (100, 22)}
+
+def is_searched(num_classes: int, dimension: int) -> bool:
+    if arrangements.arrangement(num_classes, dimension) is not None:
+        return False
+    return known.shipped_arrangement(num_classes, dimension) is None
+
 
 # The last digits of the table are rounded: its shortest entry has eight.
 TABLE_ROUNDING = 5e-9
 
-# An optimal code that a search finds at once, and knows to be optimal.
-QUICK_K, QUICK_D = 16, 5
+# A pair that takes a search; tests that need one, and not a good one, make a short search of it.
+QUICK_K, QUICK_D = 11, 4
+SHORT_PLAN = search.SearchPlan(rounds=2, starts=3, iterations=10, sharpness_step=4.0)
 
 
 @pytest.fixture(autouse=True)
@@ -34,9 +53,14 @@ def fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Every test has an empty cache of its own, in memory and on disk."""
     folder = tmp_path / "cache"
     monkeypatch.setenv("PROAC_CACHE", str(folder))
-    monkeypatch.setattr(prototypes, "_known_codes", {})
-    monkeypatch.setattr(_code_cache, "_warned_folders", set())
+    monkeypatch.setattr(uniform, "_known_codes", {})
+    monkeypatch.setattr(cache, "_warned_folders", set())
     return folder
+
+
+@pytest.fixture
+def short_searches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "search_plan", lambda num_points, dimension: SHORT_PLAN)
 
 
 def gram(rows: torch.Tensor) -> torch.Tensor:
@@ -57,7 +81,7 @@ def same_bits(left: torch.Tensor, right: torch.Tensor) -> bool:
 @pytest.mark.parametrize(
     ("num_classes", "dimension", "optimum", "status"),
     [
-        pytest.param(*code, id=f"{code[0]}-{code[1]}", marks=[pytest.mark.slow] * (code[:2] in SEARCHED_FOR_SECONDS))
+        pytest.param(*code, id=f"{code[0]}-{code[1]}", marks=[pytest.mark.slow] * is_searched(*code[:2]))
         for code in CODES
     ],
 )
@@ -125,9 +149,10 @@ def test_one_class(dimension: int) -> None:
     rows = uniform_prototypes(1, dimension)
     assert rows.shape == (1, dimension)
     assert rows.norm().item() == pytest.approx(1.0, abs=1e-7)
-    assert prototype_certificate(rows) == (-1.0, -1.0, "no pair", 0.0)
+    assert prototype_certificate(rows)[:5] == (-1.0, -1.0, "no pair", 0.0, "one vector")
 
 
+@pytest.mark.usefixtures("short_searches")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize(("num_classes", "dimension"), [(19, 256), (20, 12), (QUICK_K, QUICK_D), (9, 2)])
 def test_dtype_shape_and_unit_rows(dtype: torch.dtype, num_classes: int, dimension: int) -> None:
@@ -144,6 +169,7 @@ def test_dtype_shape_and_unit_rows(dtype: torch.dtype, num_classes: int, dimensi
 # Determinism
 
 
+@pytest.mark.usefixtures("short_searches")
 @pytest.mark.parametrize(("num_classes", "dimension"), [(2, 1), (19, 64), (100, 64), (7, 2), (QUICK_K, QUICK_D)])
 def test_same_bits_whatever_the_threads_and_the_global_generator(
     num_classes: int, dimension: int, monkeypatch: pytest.MonkeyPatch
@@ -152,7 +178,7 @@ def test_same_bits_whatever_the_threads_and_the_global_generator(
     try:
         results = []
         for count in (1, 2):
-            monkeypatch.setattr(prototypes, "_known_codes", {})
+            monkeypatch.setattr(uniform, "_known_codes", {})
             monkeypatch.setenv("PROAC_CACHE", os.path.join(os.environ["PROAC_CACHE"], str(count)))
             torch.set_num_threads(count)
             torch.manual_seed(count)
@@ -170,7 +196,7 @@ def test_threads_are_restored_after_an_error(monkeypatch: pytest.MonkeyPatch) ->
         raise KeyboardInterrupt
 
     threads = torch.get_num_threads()
-    monkeypatch.setattr(prototypes, "_arrangement", fail)
+    monkeypatch.setattr(uniform, "_arrangement", fail)
     try:
         torch.set_num_threads(2)
         with pytest.raises(KeyboardInterrupt):
@@ -180,6 +206,7 @@ def test_threads_are_restored_after_an_error(monkeypatch: pytest.MonkeyPatch) ->
         torch.set_num_threads(threads)
 
 
+@pytest.mark.usefixtures("short_searches")
 @pytest.mark.parametrize(("num_classes", "dimension"), [(1, 8), (19, 64), (30, 16), (7, 2), (QUICK_K, QUICK_D)])
 def test_the_seed_rotates(num_classes: int, dimension: int) -> None:
     first = uniform_prototypes(num_classes, dimension, seed=0, dtype=torch.float64)
@@ -190,16 +217,17 @@ def test_the_seed_rotates(num_classes: int, dimension: int) -> None:
 
 def test_rotations_are_uniform() -> None:
     """Of a frame uniform over all frames every coordinate has mean 0 and variance 1/D: a QR without the sign fix has not."""
-    frames = torch.stack([prototypes._random_frame(3, 3, seed) for seed in range(500)])
+    frames = torch.stack([uniform._random_frame(3, 3, seed) for seed in range(500)])
     identity = torch.eye(3, dtype=torch.float64).expand(500, 3, 3)
     torch.testing.assert_close(frames @ frames.mT, identity, atol=1e-14, rtol=0)
     assert frames.mean(dim=0).abs().max() < 5 / math.sqrt(3 * 500)
     assert (frames.square().mean(dim=0) - 1 / 3).abs().max() < 5 * math.sqrt(4 / 45 / 500)
 
 
+@pytest.mark.usefixtures("short_searches")
 def test_the_users_defaults_play_no_part() -> None:
     expected = uniform_prototypes(QUICK_K, QUICK_D), uniform_prototypes(5, 8), uniform_prototypes(9, 2)
-    prototypes._known_codes.clear()
+    uniform._known_codes.clear()
     default = torch.get_default_dtype()
     try:
         torch.set_default_dtype(torch.float16)
@@ -215,44 +243,210 @@ def test_the_users_defaults_play_no_part() -> None:
 
 
 def test_soft_maximum_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
-    points = torch.randn(11, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    unit = points / points.norm(dim=1, keepdim=True)
-    cosines = (unit @ unit.T)[~torch.eye(11, dtype=torch.bool)]
-    expected = torch.logsumexp(20.0 * cosines, dim=0) / 20.0
-    (expected_gradient,) = torch.autograd.grad(expected, points)
-    for pairs in (1, 33, 10_000):  # blocks of one row, of three rows with a shorter last one, and a single block
-        monkeypatch.setattr(_spherical_codes, "_BLOCK_PAIRS", pairs)
-        value, gradient = _spherical_codes._soft_maximum(points.detach(), 20.0)
-        assert value == pytest.approx(expected.item(), abs=1e-14)
+    points = torch.randn(2, 11, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    sharpness = torch.tensor([20.0, 3.0], dtype=torch.float64)
+    unit = points / points.norm(dim=2, keepdim=True)
+    cosines = (unit @ unit.mT)[:, ~torch.eye(11, dtype=torch.bool)]
+    expected = torch.logsumexp(sharpness[:, None] * cosines, dim=1) / sharpness
+    (expected_gradient,) = torch.autograd.grad(expected.sum(), points)
+    for pairs in (1, 66, 10_000):  # blocks of one row, of three rows with a shorter last one, and a single block
+        monkeypatch.setattr(descent, "_BLOCK_PAIRS", pairs)
+        value, gradient = descent._soft_maximum(descent.without_symmetry(points.detach()), sharpness)
+        torch.testing.assert_close(value, expected.detach(), atol=1e-14, rtol=0)
         torch.testing.assert_close(gradient, expected_gradient, atol=1e-14, rtol=1e-12)
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_orbits_are_the_same_problem_with_fewer_unknowns(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Soft maximum and gradient of 14 vectors in R^5 that are orbits, and of the same vectors taken one by one."""
+    orbits = starts.symmetric_starts(14, 5, 3, torch.Generator().manual_seed(seed))
+    sharpness = torch.tensor([5.0, 20.0, 80.0], dtype=torch.float64)
+    points = orbits.points()
+    torch.testing.assert_close(points.norm(dim=2), torch.ones(3, 14, dtype=torch.float64), atol=1e-14, rtol=0)
+    value, gradient = descent._soft_maximum(orbits, sharpness)
+    all_value, all_gradient = descent._soft_maximum(descent.without_symmetry(points), sharpness)
+    torch.testing.assert_close(value, all_value, atol=1e-14, rtol=0)
+    # A vector of an orbit moves its images along, and each of them contributes as much; one that is fixed stands for itself.
+    rows = orbits.vectors.shape[1]
+    weight = torch.ones(rows, 1, dtype=torch.float64)
+    weight[: orbits.free] = orbits.order
+    torch.testing.assert_close(gradient, weight * all_gradient[:, :rows], atol=1e-13, rtol=0)
+
+
+def test_contact_equations_are_solved_to_the_last_digit() -> None:
+    """From an icosahedron known to five digits to one known to fifteen."""
+    exact = arrangements.arrangement(12, 3).make()
+    noise = torch.randn(12, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    solved = contacts.solve_contacts(descent.normalise(exact + 3e-6 * noise))
+    assert descent.largest_cosine(solved) == pytest.approx(1 / math.sqrt(5), abs=1e-14)
+
+
+def test_wrong_contacts_never_make_it_worse() -> None:
+    points = descent.normalise(torch.randn(30, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
+    assert descent.largest_cosine(contacts.solve_contacts(points)) <= descent.largest_cosine(points)
+
+
 def test_work_depends_on_the_size_only_and_is_bounded() -> None:
-    plans = [_spherical_codes.search_plan(size, 128) for size in (20, 260, 1000, 100_000)]
-    assert [plan.starts for plan in plans] == sorted((plan.starts for plan in plans), reverse=True)
-    assert plans[-1].starts == 1
+    plans = [search.search_plan(size, 128) for size in (20, 300, 1000, 100_000)]
+    work = [plan.rounds * plan.starts for plan in plans]
+    assert work == sorted(work, reverse=True)
+    assert work[-1] == 1
+    assert all(search.search_plan(size, 24).seconds <= 100 for size in (10, 60, 150, 300))
 
 
-def test_a_small_plan_already_gives_a_valid_arrangement() -> None:
-    plan = _spherical_codes.SearchPlan(1, 5, 5, 3.0, 1e3)
-    fractions: list[float] = []
-    rows = _spherical_codes.find_spherical_code(400, 4, plan=plan, on_progress=fractions.append)
+def test_a_short_plan_already_gives_a_valid_arrangement() -> None:
+    plan = search.SearchPlan(1, 1, 5, 4.0)
+    found = list(search.search(400, 4, plan=plan))
+    fractions = [step.fraction for step in found]
     assert fractions == sorted(fractions)
     assert fractions[-1] == 1.0
-    assert _spherical_codes.largest_cosine(rows) == pytest.approx(float(off_diagonal(rows).max()), abs=1e-14)
-    assert best_lower_bound(400, 4)[0] < _spherical_codes.largest_cosine(rows) < 0.95
+    cosines = [step.cosine for step in found]
+    assert cosines == sorted(cosines, reverse=True)
+    rows = found[-1].points
+    assert found[-1].cosine == pytest.approx(float(off_diagonal(rows).max()), abs=1e-14)
+    assert best_lower_bound(400, 4)[0] < found[-1].cosine < 0.985
 
 
-def test_progress_is_shown_on_a_slow_terminal_only(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_search_never_ends_above_the_larger_arrangement_that_it_knows() -> None:
+    larger = arrangements.arrangement(120, 4).make()
+    *_, last = search.search(118, 4, larger=larger, plan=SHORT_PLAN)
+    assert last.cosine <= descent.largest_cosine(larger) + 1e-15
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("num_classes", "dimension"), [(13, 3), (20, 3), (40, 10)])
+def test_the_default_search_finds_what_is_published(num_classes: int, dimension: int) -> None:
+    began = time.process_time()
+    *_, last = search.search(num_classes, dimension, lower_bound=best_lower_bound(num_classes, dimension)[0])
+    assert last.cosine <= known.best_known(num_classes, dimension).cosine + 1e-5
+    assert time.process_time() - began < 120
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+@pytest.mark.usefixtures("short_searches")
+def test_a_search_says_what_it_does(
+    terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for terminal, seconds, shown in ((True, 3.0, True), (True, 0.1, False), (False, 3.0, False)):
-        clock = iter([0.0, seconds])
-        monkeypatch.setattr(prototypes.time, "monotonic", lambda clock=clock: next(clock))
-        monkeypatch.setattr(sys.stderr, "isatty", lambda terminal=terminal: terminal, raising=False)
-        with prototypes._progress("title") as report:
-            report(0.5)
-        assert capsys.readouterr().err == ("\rtitle:  50%\n" if shown else "")
+    """Swapped arguments are the likely cause of a long search, and a job without a terminal must not look hung."""
+    clock = iter(range(0, 10_000, 20))
+    monkeypatch.setattr(uniform.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+    uniform_prototypes(QUICK_K, QUICK_D)
+    text = capsys.readouterr().err
+    for part in (
+        f"{QUICK_K} prototypes in {QUICK_D} dimensions",
+        f"(num_classes={QUICK_K}, embedding_dim={QUICK_D})",
+        "of one core, once",
+        os.environ["PROAC_CACHE"],
+        "did you swap num_classes and embedding_dim?",
+        "largest cosine 0.",
+        "% of the plan",
+    ):
+        assert part in text
+    assert ("\r" in text) == terminal
+    assert text.endswith("\n")
+    uniform_prototypes(QUICK_K, QUICK_D, seed=1)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.usefixtures("short_searches")
+def test_an_interrupted_search_keeps_its_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[float] = []
+
+    def interrupted(*arguments: object, **options: object):
+        for found in search.search(*arguments, **options):
+            yield found
+            seen.append(found.cosine)
+            if len(seen) == 20:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(uniform, "search", interrupted)
+    rows = search_prototypes(QUICK_K, QUICK_D, 3600)
+    assert float(off_diagonal(rows).max()) == pytest.approx(min(seen), abs=1e-14)
+
+
+@pytest.mark.usefixtures("short_searches")
+def test_an_interrupted_default_search_is_not_taken_for_a_whole_one(
+    fresh_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*arguments: object, **options: object):
+        yield next(iter(search.search(*arguments, **options)))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(uniform, "search", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        uniform_prototypes(QUICK_K, QUICK_D)
+    assert cached_files(fresh_cache) == [] and uniform._known_codes == {}
+
+
+@pytest.mark.usefixtures("short_searches")
+def test_a_search_ends_in_time() -> None:
+    began = time.monotonic()
+    rows = search_prototypes(QUICK_K, QUICK_D, 0.5)
+    assert rows.shape == (QUICK_K, QUICK_D)
+    assert time.monotonic() - began < 10
+    with pytest.raises(ValueError, match="seconds: got 0"):
+        search_prototypes(QUICK_K, QUICK_D, 0)
+
+
+# What is known
+
+
+NAMED = sorted(arrangements.named_sizes())
+SHIPPED = sorted(tuple(map(int, name.split("-"))) for name in known._shipped_names())
+
+# Values reached by the coordinates that come with the package: they never get worse.
+REACHED = {(150, 64): 0.0331298}
+
+
+@pytest.mark.parametrize(("num_classes", "dimension"), NAMED)
+def test_named_arrangements_are_what_is_published(num_classes: int, dimension: int) -> None:
+    rows = uniform_prototypes(num_classes, dimension, dtype=torch.float64)
+    found = prototype_certificate(rows)
+    assert rows.shape == (num_classes, dimension)
+    assert torch.linalg.matrix_rank(rows) == dimension
+    assert found.largest_cosine == pytest.approx(found.best_known, abs=1e-14)
+    assert found.arrangement == arrangements.arrangement(num_classes, dimension).name
+    assert found.source
+
+
+def test_a_graphs_eigenspace_has_two_cosines() -> None:
+    cosines = off_diagonal(uniform_prototypes(100, 22, dtype=torch.float64))
+    assert torch.all(((cosines - 1 / 11).abs() < 1e-13) | ((cosines + 4 / 11).abs() < 1e-13))
+
+
+@pytest.mark.parametrize(("num_classes", "dimension"), SHIPPED)
+def test_shipped_coordinates_are_as_good_as_published(num_classes: int, dimension: int) -> None:
+    rows = known.shipped_arrangement(num_classes, dimension)
+    assert rows.shape == (num_classes, dimension) and rows.dtype == torch.float64
+    torch.testing.assert_close(rows.norm(dim=1), torch.ones(num_classes, dtype=torch.float64), atol=1e-15, rtol=0)
+    if (num_classes, dimension) in REACHED:
+        assert descent.largest_cosine(rows) <= REACHED[num_classes, dimension]
+    else:
+        assert descent.largest_cosine(rows) <= known.best_known(num_classes, dimension).cosine + 1e-5
+
+
+@pytest.mark.parametrize(("num_classes", "dimension"), known.known_sizes())
+def test_no_proven_optimum_is_beaten_and_no_bound_exceeds_what_is_published(num_classes: int, dimension: int) -> None:
+    value = known.best_known(num_classes, dimension)
+    assert best_lower_bound(num_classes, dimension)[0] <= value.cosine + TABLE_ROUNDING
+    here = arrangements.arrangement(num_classes, dimension)
+    rows = known.shipped_arrangement(num_classes, dimension) if here is None else here.make()
+    if value.proven and rows is not None:
+        assert descent.largest_cosine(rows) >= value.cosine - TABLE_ROUNDING
+
+
+def test_certificate_of_what_is_not_the_arrangement_has_no_name() -> None:
+    rows = torch.randn(24, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found = prototype_certificate(rows)
+    assert found.arrangement == ""
+    assert found.best_known == 0.5
+
+
+def test_closed_forms_have_certificates_too() -> None:
+    assert prototype_certificate(uniform_prototypes(19, 256)).arrangement == "regular simplex"
+    assert prototype_certificate(uniform_prototypes(20, 12)).arrangement == "antipodal pairs of a cross-polytope"
+    assert prototype_certificate(uniform_prototypes(9, 2)).source.endswith("proven optimal")
 
 
 # The cache
@@ -266,14 +460,15 @@ def forbid_search(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*arguments: object, **options: object) -> None:
         raise AssertionError("searched again")
 
-    monkeypatch.setattr(prototypes, "find_spherical_code", fail)
+    monkeypatch.setattr(uniform, "search", fail)
 
 
+@pytest.mark.usefixtures("short_searches")
 def test_one_search_serves_all_seeds(fresh_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = uniform_prototypes(QUICK_K, QUICK_D)
     assert len(cached_files(fresh_cache)) == 1  # and no unfinished file beside it
     forbid_search(monkeypatch)
-    monkeypatch.setattr(prototypes, "_known_codes", {})
+    monkeypatch.setattr(uniform, "_known_codes", {})
     assert same_bits(uniform_prototypes(QUICK_K, QUICK_D), first)
     uniform_prototypes(QUICK_K, QUICK_D, seed=9)
 
@@ -306,26 +501,28 @@ def damage_pickle(file: Path) -> None:
     numpy.savez(file, points=numpy.array([{}], dtype=object), digest="")
 
 
+@pytest.mark.usefixtures("short_searches")
 @pytest.mark.parametrize("damage", [damage_truncate, damage_empty, damage_other_code, damage_shape, damage_pickle])
 def test_damaged_cache_files_are_replaced(fresh_cache: Path, monkeypatch: pytest.MonkeyPatch, damage) -> None:
     first = uniform_prototypes(QUICK_K, QUICK_D)
     (file,) = cached_files(fresh_cache)
     damage(file)
     damaged = file.read_bytes()
-    monkeypatch.setattr(prototypes, "_known_codes", {})
+    monkeypatch.setattr(uniform, "_known_codes", {})
     assert same_bits(uniform_prototypes(QUICK_K, QUICK_D), first)
     assert file.read_bytes() != damaged
     forbid_search(monkeypatch)
-    monkeypatch.setattr(prototypes, "_known_codes", {})
+    monkeypatch.setattr(uniform, "_known_codes", {})
     assert same_bits(uniform_prototypes(QUICK_K, QUICK_D), first)
 
 
+@pytest.mark.usefixtures("short_searches")
 def test_a_folder_that_cannot_be_used_costs_one_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("in the way")  # unlike permissions, this also stops the superuser
     monkeypatch.setenv("PROAC_CACHE", str(tmp_path / "file" / "below"))
     with pytest.warns(UserWarning, match="PROAC_CACHE") as caught:
         first = uniform_prototypes(QUICK_K, QUICK_D)
-        prototypes._known_codes.clear()
+        uniform._known_codes.clear()
         second = uniform_prototypes(QUICK_K, QUICK_D)
     assert len(caught) == 1
     assert same_bits(first, second)
@@ -337,7 +534,7 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
 
     (tmp_path / "kept").write_text("old")
     with pytest.raises(OSError, match="disk full"):
-        _code_cache.write_atomically(tmp_path / "kept", fail)
+        cache.write_atomically(tmp_path / "kept", fail)
     assert [file.name for file in tmp_path.iterdir()] == ["kept"]
     assert (tmp_path / "kept").read_text() == "old"
 
@@ -345,11 +542,11 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
 def test_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PROAC_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert _code_cache.cache_folder() == tmp_path / "xdg" / "proac_cuda"
+    assert cache.cache_folder() == tmp_path / "xdg" / "proac_cuda"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("USERPROFILE", str(tmp_path / "home"))
-    assert _code_cache.cache_folder() == tmp_path / "home" / ".cache" / "proac_cuda"
+    assert cache.cache_folder() == tmp_path / "home" / ".cache" / "proac_cuda"
 
 
 # Bad arguments
@@ -385,6 +582,40 @@ def test_numpy_integers_and_every_seed_are_accepted() -> None:
 
 
 # Certificates and bounds
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "dimension", "value"),
+    # where a polynomial of higher degree than Levenshtein's is better: 24-cell, 600-cell (exactly its cosine), kissing in R^6
+    [(24, 4, 0.4785), (120, 4, (1 + math.sqrt(5)) / 4), (72, 6, 0.4785)],
+)
+def test_linear_programming_bound(num_classes: int, dimension: int, value: float) -> None:
+    pytest.importorskip("scipy")
+    bound = bounds.linear_programming_bound(num_classes, dimension)
+    assert bound == pytest.approx(value, abs=1e-4)
+    assert best_lower_bound(num_classes, dimension)[0] < bound <= known.best_known(num_classes, dimension).cosine
+    found = prototype_certificate(uniform_prototypes(num_classes, dimension))
+    assert (found.lower_bound, found.bound) == (bound, "Delsarte")
+
+
+@pytest.mark.parametrize(("num_classes", "dimension"), [(13, 3), (10, 4), (16, 5), (72, 11), (275, 22)])
+def test_linear_programming_bound_is_a_bound(num_classes: int, dimension: int) -> None:
+    pytest.importorskip("scipy")
+    bound = bounds.linear_programming_bound(num_classes, dimension)
+    assert (
+        best_lower_bound(num_classes, dimension)[0] <= bound <= known.best_known(num_classes, dimension).cosine + 1e-13
+    )
+
+
+def test_certificate_without_scipy_says_what_was_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "scipy.optimize", None)
+    certificate._lower_bound.cache_clear()
+    try:
+        found = prototype_certificate(uniform_prototypes(24, 4))
+    finally:
+        certificate._lower_bound.cache_clear()
+    assert found.bound == "Levenshtein"
+    assert "linear programming not tried: scipy is not installed" in found.remark
 
 
 @pytest.mark.parametrize(("num_classes", "dimension", "optimum", "status"), CODES)

@@ -130,10 +130,11 @@ def test_ptx_gives_right_results_and_touches_each_sector_once(dtype, layout, cla
     floor = features.numel() * features.element_size() / 32
     traffic = {name: arrays for name, _, arrays in simulator.counters}
     assert floor <= traffic["class_statistics_kernel"]["features"]["read_sectors"] <= 1.10 * floor
-    assert traffic["class_statistics_kernel"]["anchors"]["read_sectors"] <= 5 * floor, "prototypes, from the cache"
+    assert traffic["class_statistics_kernel"]["anchors"]["read_sectors"] <= 2.5 * floor, "prototypes, from the cache"
     (grad,) = (traffic[name] for name in ("feature_gradient_kernel", "gradient_by_classes_kernel") if name in traffic)
     assert floor <= grad["features"]["read_sectors"] <= 1.10 * floor
     assert floor <= grad["grad_features"]["write_sectors"] <= 1.10 * floor
+    assert grad["anchors"]["read_sectors"] <= (5 if dtype == torch.float32 else 10) * floor
     assert all(counters.uninitialised_loads == 0 for _, counters, _ in simulator.counters)
     assert [name for name, _, _ in simulator.counters if name != "prepare_kernel"].count("class_statistics_kernel") == 1
     assert len(simulator.counters) == 6 + 2, "launches: forward 6, backward 2"

@@ -27,6 +27,7 @@ from .vectors import (
     load_anchors,
     load_features,
     norm_and_inverse,
+    opaque,
     round_to,
     split,
 )
@@ -40,20 +41,21 @@ def products_and_features(
 ):  # fmt: skip
     """<phat_k, x_i> of all classes, 1/|x|, and KEPT channels of the features, as a tuple of blocks (BD, BM)."""
     totals = times(tl.full((KB, pixel.shape[0]), 0.0, REAL), (K + KB - 1) // KB)
+    k = tl.arange(0, KB)
     kept = ()
     squares = tl.full((BD, pixel.shape[0]), 0.0, REAL)
     far_squares = squares
     for part in tl.static_range(KEPT // BD):
         d = part * BD + tl.arange(0, BD)
         x = load_features(features, image, pixel, inside, d, strides, D)
-        totals = add_products_of_blocks(totals, anchors, x, 0, d, K_PAD, D_PAD, KB, PRECISION, INTERPRETED)
+        totals = add_products_of_blocks(totals, anchors, x, k, d, K_PAD, D_PAD, PRECISION, INTERPRETED)
         squares, far_squares = add_squares(squares, far_squares, x.to(REAL))
         kept = kept + (x,)
     if KEPT < D:
         for d0 in range(KEPT, D, BD):
             d = d0 + tl.arange(0, BD)
             x = load_features(features, image, pixel, inside, d, strides, D)
-            totals = add_products_of_blocks(totals, anchors, x, 0, d, K_PAD, D_PAD, KB, PRECISION, INTERPRETED)
+            totals = add_products_of_blocks(totals, anchors, x, k, d, K_PAD, D_PAD, PRECISION, INTERPRETED)
             squares, far_squares = add_squares(squares, far_squares, x.to(REAL))
     _, inverse = norm_and_inverse(tl.sum(squares, 0), tl.sum(far_squares, 0))
     return totals, inverse, kept
@@ -62,7 +64,7 @@ def products_and_features(
 @triton.jit
 def gradient_of_similarities(
     s, label, weight, normaliser, k, index, coefficients, thresholds, rng_state,
-    K: tl.constexpr, K_PAD: tl.constexpr, PIXEL_ANCHOR: tl.constexpr,
+    K: tl.constexpr, K_PAD: tl.constexpr, PIXEL_ANCHOR: tl.constexpr, WEIGHTED: tl.constexpr,
 ):  # fmt: skip
     """(8), (9), (10): dL/dS_ki, (KB, BM); exactly 0 outside V. One exponential serves (8) and (9)."""
     own, negative = members(label, k, index, thresholds, rng_state, K)
@@ -70,8 +72,13 @@ def gradient_of_similarities(
     negative_scale = tl.load(coefficients + NEGATIVE_SCALE * K_PAD + k)[:, None]
     log_z = tl.load(coefficients + LOG_Z * K_PAD + k)[:, None]
     contrast = tl.load(coefficients + CONTRAST * K_PAD + k)[:, None]
-    e = tl.exp(tl.where(own, s - contrast, s + tl.log(weight)[None, :] - log_z))
-    grad_own = -positive_scale * weight[None, :] / (1.0 + e)
+    shifted = s - log_z
+    if WEIGHTED:
+        shifted = s + tl.log(weight)[None, :] - log_z
+    e = tl.exp(tl.where(own, s - contrast, shifted))
+    grad_own = -positive_scale / (1.0 + e)
+    if WEIGHTED:  # else the weights of V, where alone a gradient is, are 1
+        grad_own *= weight[None, :]
     grad = tl.where(own, grad_own, tl.where(negative, negative_scale * e, 0.0))
     if PIXEL_ANCHOR:
         scale = tl.load(coefficients + PIXEL_SCALE * K_PAD) * weight
@@ -157,7 +164,7 @@ def feature_gradient_kernel(
     strides, grad_strides, size, label_size, scale, label_strides, weight_strides,
     K: tl.constexpr, D: tl.constexpr, K_PAD: tl.constexpr, D_PAD: tl.constexpr, PIXEL_ANCHOR: tl.constexpr,
     KB: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr, KEPT: tl.constexpr,
-    PRECISION: tl.constexpr, INDEX: tl.constexpr, INTERPRETED: tl.constexpr,
+    PRECISION: tl.constexpr, INDEX: tl.constexpr, INTERPRETED: tl.constexpr, REGISTERS: tl.constexpr,
 ):  # fmt: skip
     """(11) for a tile of pixels and all classes at once."""
     REAL: tl.constexpr = coefficients.dtype.element_ty
@@ -189,26 +196,16 @@ def feature_gradient_kernel(
         s = totals[block] * factor
         grad = gradient_of_similarities(
             s, label, weight, normaliser, k, index, coefficients, thresholds, rng_state, K, K_PAD, PIXEL_ANCHOR,
+            weights is not None,
         )  # fmt: skip
         along += tl.sum(grad * s, 0)
         grads = grads + (operands(grad * tau_inverse, 0, DTYPE, INTERPRETED),)
     for part in tl.static_range(KEPT // BD):
         d = part * BD + tl.arange(0, BD)
         g = gradient_block(anchors, d, grads, BM, K_PAD, D_PAD, KB, REAL, PRECISION, INTERPRETED)
+        x = opaque(kept[part], REGISTERS)  # else its form as float32, made for |x|, is kept as well
         store_gradient(
-            grad_features,
-            image,
-            pixel,
-            inside,
-            d,
-            grad_strides,
-            g,
-            kept[part],
-            along,
-            inverse,
-            label >= 0,
-            D,
-            INTERPRETED,
+            grad_features, image, pixel, inside, d, grad_strides, g, x, along, inverse, label >= 0, D, INTERPRETED
         )
     if KEPT < D:
         for d0 in range(KEPT, D, BD):

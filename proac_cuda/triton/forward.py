@@ -7,7 +7,8 @@ Each class's log-sum-exp runs on a running maximum m, right for every temperatur
 
     t_ki = S_ki + log w_i      m' = max(m, max_i t_ki)      z' = z exp(m - m') + sum_i exp(t_ki - m')
 
-A chunk leaves NUM_PARTIALS numbers per class; a second kernel merges the chunks in their order. No sum depends on timing.
+A chunk leaves NUM_PARTIALS numbers per class, which grow in memory from tile to tile: registers are for S. A second kernel
+merges the chunks in their order. No sum depends on timing.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import triton
 import triton.language as tl
 
 from .pixels import kernel, members, read_pixels, tile_of_pixels
-from .vectors import add_products, add_squares, load_features, norm_and_inverse
+from .vectors import add_products, add_squares, load_features, norm_and_inverse, opaque
 
 # Rows of the partial sums of a chunk: those of stages.py, but the log-sum-exp as maximum and sum.
 MAXIMUM = tl.constexpr(0)
@@ -26,7 +27,7 @@ POSITIVE_SUM = tl.constexpr(3)
 PIXEL_LOSS_SUM = tl.constexpr(4)
 HARDEST_NEGATIVE = tl.constexpr(5)
 EXP_SUM = tl.constexpr(6)
-NUM_PARTIALS = 7
+NUM_PARTIALS = tl.constexpr(7)
 
 
 @triton.jit
@@ -40,32 +41,32 @@ def times(value, COUNT: tl.constexpr):
 
 @triton.jit
 def add_products_of_blocks(
-    totals, anchors, x, first, d, K_PAD: tl.constexpr, D_PAD: tl.constexpr, KB: tl.constexpr,
-    PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
+    totals, anchors, x, k, d, K_PAD: tl.constexpr, D_PAD: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """A tuple of <phat_k, x>, one (KB, BM) for each block of classes from ``first`` on, and what the channels d of x (BD, BM)
-    add to it."""
+    """A tuple of <phat_k, x>, one (KB, BM) for each block of classes, of which k (KB,) is the first, and what the channels d
+    of x (BD, BM) add to it."""
     grown = ()
     for block in tl.static_range(len(totals)):
-        k = first + block * KB + tl.arange(0, KB)
-        grown = grown + (add_products(totals[block], anchors, x, k, d, K_PAD, D_PAD, PRECISION, INTERPRETED),)
+        classes = k + block * k.shape[0]
+        grown = grown + (add_products(totals[block], anchors, x, classes, d, K_PAD, D_PAD, PRECISION, INTERPRETED),)
     return grown
 
 
 @triton.jit
 def similarities_of_blocks(
-    features, anchors, image, pixel, inside, first, strides, inverse_temperature,
-    D: tl.constexpr, K_PAD: tl.constexpr, D_PAD: tl.constexpr, BLOCKS: tl.constexpr, KB: tl.constexpr, BD: tl.constexpr,
+    features, anchors, image, pixel, inside, k, strides, inverse_temperature,
+    D: tl.constexpr, K_PAD: tl.constexpr, D_PAD: tl.constexpr, BLOCKS: tl.constexpr, BD: tl.constexpr,
     REAL: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """(1): S of a tile, its features read once, as a tuple of blocks (KB, BM) of classes from ``first`` on; and 1/|x|."""
-    totals = times(tl.full((KB, pixel.shape[0]), 0.0, REAL), BLOCKS)
+    """(1): S of a tile, its features read once, as a tuple of blocks (KB, BM) of classes, of which k (KB,) is the first; and
+    1/|x|."""
+    totals = times(tl.full((k.shape[0], pixel.shape[0]), 0.0, REAL), BLOCKS)
     squares = tl.full((BD, pixel.shape[0]), 0.0, REAL)
     far_squares = squares
     for d0 in range(0, D, BD):
         d = d0 + tl.arange(0, BD)
         x = load_features(features, image, pixel, inside, d, strides, D)
-        totals = add_products_of_blocks(totals, anchors, x, first, d, K_PAD, D_PAD, KB, PRECISION, INTERPRETED)
+        totals = add_products_of_blocks(totals, anchors, x, k, d, K_PAD, D_PAD, PRECISION, INTERPRETED)
         squares, far_squares = add_squares(squares, far_squares, x.to(REAL))
     _, inverse = norm_and_inverse(tl.sum(squares, 0), tl.sum(far_squares, 0))
     s = ()
@@ -112,6 +113,12 @@ def sums_over_pixels(values, INTERPRETED: tl.constexpr):
 
 
 @triton.jit
+def add_in_place(pointers, values, mask):
+    """Add ``values`` to what stands in memory."""
+    tl.store(pointers, tl.load(pointers, mask=mask, other=0.0) + values, mask=mask)
+
+
+@triton.jit
 def log_sum_of_blocks(s, K: tl.constexpr, KB: tl.constexpr):
     """(5): logsumexp_c S_ci of a tile's pixels, (BM,), from the blocks of all classes."""
     top = tl.full((s[0].shape[1],), float("-inf"), s[0].dtype)
@@ -131,7 +138,7 @@ def class_statistics_kernel(
     K: tl.constexpr, D: tl.constexpr, K_PAD: tl.constexpr, D_PAD: tl.constexpr,
     PIXEL_ANCHOR: tl.constexpr, HARDEST: tl.constexpr,
     BLOCKS: tl.constexpr, KB: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr,
-    PRECISION: tl.constexpr, INDEX: tl.constexpr, INTERPRETED: tl.constexpr,
+    PRECISION: tl.constexpr, INDEX: tl.constexpr, INTERPRETED: tl.constexpr, REGISTERS: tl.constexpr,
 ):  # fmt: skip
     """Partial sums of a chunk (program axis 0) for BLOCKS blocks of KB classes (axis 1), and S_{y_i,i} of its pixels."""
     REAL: tl.constexpr = partials.dtype.element_ty
@@ -140,12 +147,21 @@ def class_statistics_kernel(
     COUNTED: tl.constexpr = weights is None and thresholds is None
     tau_inverse = tl.full((), inverse_temperature, REAL)
     zero, one = tl.full((), 0.0, REAL), tl.full((), 1.0, REAL)
-    zeros = times(tl.full((KB,), 0.0, REAL), BLOCKS)
-    none = times(tl.full((KB,), float("-inf"), REAL), BLOCKS)
-    maximum, exp_sum, hardest = none, zeros, none
-    weight_sum, negative_weight, positive_sum, pixel_loss_sum = zeros, zeros, zeros, zeros
-    bad_labels, first_label = tl.full((), 0, tl.int32), tl.full((), 0, tl.int64)
-    bad_weights, first_weight = tl.full((), 0, tl.int32), tl.full((), 0, tl.int64)
+    rows = partials + chunk * (NUM_PARTIALS * K)  # of this chunk
+    for block in tl.static_range(BLOCKS):
+        k = first + block * KB + tl.arange(0, KB)
+        row = rows + k
+        nothing = tl.full((KB,), 0.0, REAL)
+        tl.store(row + MAXIMUM * K, nothing + float("-inf"), mask=k < K)
+        tl.store(row + HARDEST_NEGATIVE * K, nothing + float("-inf"), mask=k < K)
+        for statistic in tl.static_range(WEIGHT, HARDEST_NEGATIVE):
+            tl.store(row + statistic * K, nothing, mask=k < K)
+        tl.store(row + EXP_SUM * K, nothing, mask=k < K)
+    if first == 0:
+        for number in tl.static_range(4):
+            tl.store(diagnostics + chunk * 4 + number, tl.full((), 0, tl.int64))
+    tl.debug_barrier()
+    total_weight = zero
 
     for tile in range(chunk * tiles_per_chunk, tl.minimum((chunk + 1) * tiles_per_chunk, tiles)):
         image, pixel, index, inside = tile_of_pixels(tile, tiles_per_image, P, BM, INDEX)
@@ -153,17 +169,15 @@ def class_statistics_kernel(
             index, inside, labels, label_strides, weights, weight_strides, size, label_size, scale, ignore_index, K,
             REAL,
         )  # fmt: skip
-        if tl.max((bad_label | bad_weight).to(tl.int32), 0) > 0:
-            value, here = first_of(raw_label, bad_label)
-            first_label = tl.where(bad_labels == 0, value, first_label)
-            bad_labels += here
-            value, here = first_of(raw_weight.to(tl.float64).to(tl.int64, bitcast=True), bad_weight)
-            first_weight = tl.where(bad_weights == 0, value, first_weight)
-            bad_weights += here
+        if (first == 0) & (tl.max((bad_label | bad_weight).to(tl.int32), 0) > 0):
+            note_bad(diagnostics + chunk * 4, raw_label, bad_label)
+            note_bad(diagnostics + chunk * 4 + 2, raw_weight.to(tl.float64).to(tl.int64, bitcast=True), bad_weight)
 
+        # Opaque: else the compiler keeps the addresses of all blocks in registers from tile to tile.
+        classes = first + opaque(tl.arange(0, KB), REGISTERS)
         s, _ = similarities_of_blocks(
-            features, anchors, image, pixel, inside, first, strides, tau_inverse,
-            D, K_PAD, D_PAD, BLOCKS, KB, BD, REAL, PRECISION, INTERPRETED,
+            features, anchors, image, pixel, inside, classes, strides, tau_inverse,
+            D, K_PAD, D_PAD, BLOCKS, BD, REAL, PRECISION, INTERPRETED,
         )  # fmt: skip
         normaliser = weight
         if PIXEL_ANCHOR:
@@ -179,61 +193,48 @@ def class_statistics_kernel(
         ours = (label >= lowest) & (label < first + BLOCKS * KB)
         tl.store(positive + index, tl.sum(own_s, 0), mask=inside & ours)
 
-        count = tl.sum(weight, 0)
+        total_weight += tl.sum(weight, 0)
         factor, log_weight = one, one  # without weights: a number, which takes no register
         if weights is not None:
             factor, log_weight = weight[None, :], tl.log(weight)[None, :]
-        maxima, exp_sums, hardests = (), (), ()
-        weight_sums, negative_weights, positive_sums, pixel_loss_sums = (), (), (), ()
         for block in tl.static_range(BLOCKS):
-            k = first + block * KB + tl.arange(0, KB)
+            k = classes + block * KB
+            row = rows + k
             own, negative = members(label, k, index, thresholds, rng_state, K)
             terms = s[block]
             if weights is not None:
                 terms += log_weight
             terms = tl.where(negative, terms, float("-inf"))
-            top, total = add_to_log_sum(maximum[block], exp_sum[block], terms, 1)
-            maxima, exp_sums = maxima + (top,), exp_sums + (total,)
+            maximum, exp_sum = add_to_log_sum(
+                tl.load(row + MAXIMUM * K, mask=k < K, other=0.0),
+                tl.load(row + EXP_SUM * K, mask=k < K, other=0.0), terms, 1,
+            )  # fmt: skip
             summands = (tl.where(own, factor, zero), tl.where(own, factor * s[block], 0.0))
-            if COUNTED:
-                sums = sums_over_pixels(summands, INTERPRETED)
-                rest = count - sums[0]
-            else:
-                sums = sums_over_pixels(summands + (tl.where(negative, factor, zero),), INTERPRETED)
-                rest = sums[2]
-            weight_sums = weight_sums + (weight_sum[block] + sums[0],)
-            positive_sums = positive_sums + (positive_sum[block] + sums[1],)
-            negative_weights = negative_weights + (negative_weight[block] + rest,)
+            if not COUNTED:
+                summands = summands + (tl.where(negative, factor, zero),)
+            sums = sums_over_pixels(summands, INTERPRETED)
+            weight_sum = tl.load(row + WEIGHT * K, mask=k < K, other=0.0) + sums[0]
+            positive_sum = tl.load(row + POSITIVE_SUM * K, mask=k < K, other=0.0) + sums[1]
+            negative_weight, hardest, pixel_loss_sum = total_weight - weight_sum, weight_sum, weight_sum
+            if not COUNTED:
+                negative_weight = tl.load(row + NEGATIVE_WEIGHT * K, mask=k < K, other=0.0) + sums[2]
             if HARDEST:
-                top = tl.max(tl.where(negative, s[block], float("-inf")), 1)
-                hardests = hardests + (tl.maximum(hardest[block], top),)
+                hardest = tl.load(row + HARDEST_NEGATIVE * K, mask=k < K, other=0.0)
+                hardest = tl.maximum(hardest, tl.max(tl.where(negative, s[block], float("-inf")), 1))
             if PIXEL_ANCHOR:
-                excess = factor * (normaliser[None, :] - s[block])
-                total = tl.sum(tl.where(own, excess, 0.0), 1)
-                pixel_loss_sums = pixel_loss_sums + (pixel_loss_sum[block] + total,)
-        maximum, exp_sum, weight_sum = maxima, exp_sums, weight_sums
-        negative_weight, positive_sum = negative_weights, positive_sums
-        if HARDEST:
-            hardest = hardests
-        if PIXEL_ANCHOR:
-            pixel_loss_sum = pixel_loss_sums
-
-    plane = tl.num_programs(0) * K
-    for block in tl.static_range(BLOCKS):
-        k = first + block * KB + tl.arange(0, KB)
-        row = partials + chunk * K + k
-        tl.store(row + MAXIMUM * plane, maximum[block], mask=k < K)
-        tl.store(row + WEIGHT * plane, weight_sum[block], mask=k < K)
-        tl.store(row + NEGATIVE_WEIGHT * plane, negative_weight[block], mask=k < K)
-        tl.store(row + POSITIVE_SUM * plane, positive_sum[block], mask=k < K)
-        tl.store(row + PIXEL_LOSS_SUM * plane, pixel_loss_sum[block], mask=k < K)
-        tl.store(row + HARDEST_NEGATIVE * plane, hardest[block], mask=k < K)
-        tl.store(row + EXP_SUM * plane, exp_sum[block], mask=k < K)
-    if first == 0:
-        tl.store(diagnostics + chunk * 4, bad_labels.to(tl.int64))
-        tl.store(diagnostics + chunk * 4 + 1, first_label)
-        tl.store(diagnostics + chunk * 4 + 2, bad_weights.to(tl.int64))
-        tl.store(diagnostics + chunk * 4 + 3, first_weight)
+                excess = tl.where(own, factor * (normaliser[None, :] - s[block]), 0.0)
+                pixel_loss_sum = tl.load(row + PIXEL_LOSS_SUM * K, mask=k < K, other=0.0) + tl.sum(excess, 1)
+            tl.debug_barrier()  # several threads have read what one overwrites
+            tl.store(row + MAXIMUM * K, maximum, mask=k < K)
+            tl.store(row + EXP_SUM * K, exp_sum, mask=k < K)
+            tl.store(row + WEIGHT * K, weight_sum, mask=k < K)
+            tl.store(row + POSITIVE_SUM * K, positive_sum, mask=k < K)
+            tl.store(row + NEGATIVE_WEIGHT * K, negative_weight, mask=k < K)
+            if HARDEST:
+                tl.store(row + HARDEST_NEGATIVE * K, hardest, mask=k < K)
+            if PIXEL_ANCHOR:
+                tl.store(row + PIXEL_LOSS_SUM * K, pixel_loss_sum, mask=k < K)
+        tl.debug_barrier()  # the next tile reads what this one wrote
 
 
 @triton.jit
@@ -244,6 +245,16 @@ def first_of(values, chosen):
     return tl.sum(tl.where(chosen & (order == first), values, 0), 0), tl.sum(chosen.to(tl.int32), 0)
 
 
+@triton.jit
+def note_bad(found, values, bad):
+    """Add a tile's bad values to a count in memory, beside which the first of them stands."""
+    value, here = first_of(values, bad)
+    count, known = tl.load(found), tl.load(found + 1)
+    tl.debug_barrier()
+    tl.store(found, count + here)
+    tl.store(found + 1, tl.where(count == 0, value, known))
+
+
 @kernel
 def merge_statistics_kernel(
     partials, diagnostics, statistics, merged_diagnostics, chunks, K: tl.constexpr, KB: tl.constexpr, CB: tl.constexpr
@@ -251,21 +262,20 @@ def merge_statistics_kernel(
     """:func:`proac_cuda.stages.merge_statistics` over the chunks, in their order."""
     REAL: tl.constexpr = partials.dtype.element_ty
     k = tl.program_id(0) * KB + tl.arange(0, KB)
-    plane = chunks * K
     maximum = tl.full((KB,), float("-inf"), REAL)
     hardest = tl.full((KB,), float("-inf"), REAL)
     exp_sum = tl.full((KB,), 0.0, REAL)
     for c0 in range(0, chunks, CB):
         c = c0 + tl.arange(0, CB)
         mask = (c < chunks)[:, None] & (k < K)[None, :]
-        row = partials + c[:, None] * K + k[None, :]
-        part = tl.load(row + MAXIMUM * plane, mask=mask, other=float("-inf"))
-        part_sum = tl.load(row + EXP_SUM * plane, mask=mask, other=0.0)
+        row = partials + c[:, None] * (NUM_PARTIALS * K) + k[None, :]
+        part = tl.load(row + MAXIMUM * K, mask=mask, other=float("-inf"))
+        part_sum = tl.load(row + EXP_SUM * K, mask=mask, other=0.0)
         higher = tl.maximum(maximum, tl.max(part, 0))
         shift = tl.where(higher == float("-inf"), 0.0, higher)
         exp_sum = exp_sum * tl.exp(maximum - shift) + tl.sum(part_sum * tl.exp(part - shift[None, :]), 0)
         maximum = higher
-        part = tl.load(row + HARDEST_NEGATIVE * plane, mask=mask, other=float("-inf"))
+        part = tl.load(row + HARDEST_NEGATIVE * K, mask=mask, other=float("-inf"))
         hardest = tl.maximum(hardest, tl.max(part, 0))
     tl.store(statistics + k, tl.where(exp_sum == 0, float("-inf"), maximum + tl.log(exp_sum)), mask=k < K)
     hardest = tl.where(exp_sum == exp_sum, hardest, float("nan"))  # a maximum passes over NaN, the sum did not
@@ -275,9 +285,8 @@ def merge_statistics_kernel(
         for c0 in range(0, chunks, CB):
             c = c0 + tl.arange(0, CB)
             mask = (c < chunks)[:, None] & (k < K)[None, :]
-            total += tl.sum(
-                tl.load(partials + statistic * plane + c[:, None] * K + k[None, :], mask=mask, other=0.0), 0
-            )
+            row = partials + c[:, None] * (NUM_PARTIALS * K) + k[None, :]
+            total += tl.sum(tl.load(row + statistic * K, mask=mask, other=0.0), 0)
         tl.store(statistics + statistic * K + k, total, mask=k < K)
 
     if tl.program_id(0) == 0:
@@ -300,7 +309,7 @@ def log_normaliser_kernel(
     inverse_temperature: "fp64", P, tiles_per_image, strides,
     K: tl.constexpr, D: tl.constexpr, K_PAD: tl.constexpr, D_PAD: tl.constexpr,
     KB: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr,
-    PRECISION: tl.constexpr, INDEX: tl.constexpr, INTERPRETED: tl.constexpr,
+    PRECISION: tl.constexpr, INDEX: tl.constexpr, INTERPRETED: tl.constexpr, REGISTERS: tl.constexpr,
 ):  # fmt: skip
     """(5): logsumexp_c S_ci of each pixel, for the twin where the classes do not fit into one block."""
     REAL: tl.constexpr = log_normaliser.dtype.element_ty
@@ -308,11 +317,11 @@ def log_normaliser_kernel(
     top = tl.full((BM,), float("-inf"), REAL)
     total = tl.full((BM,), 0.0, REAL)
     for k0 in range(0, K, KB):
-        s, _ = similarities_of_blocks(
-            features, anchors, image, pixel, inside, k0, strides, tl.full((), inverse_temperature, REAL),
-            D, K_PAD, D_PAD, 1, KB, BD, REAL, PRECISION, INTERPRETED,
-        )  # fmt: skip
         k = k0 + tl.arange(0, KB)
+        s, _ = similarities_of_blocks(
+            features, anchors, image, pixel, inside, k, strides, tl.full((), inverse_temperature, REAL),
+            D, K_PAD, D_PAD, 1, BD, REAL, PRECISION, INTERPRETED,
+        )  # fmt: skip
         top, total = add_to_log_sum(top, total, tl.where((k < K)[:, None], s[0], float("-inf")), 0)
     tl.store(log_normaliser + index, top + tl.log(total), mask=inside)
 

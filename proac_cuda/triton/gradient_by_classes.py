@@ -14,7 +14,7 @@ import triton.language as tl
 from .backward import add_gradient, gradient_of_similarities, operands, store_gradient
 from .forward import add_to_log_sum
 from .pixels import kernel, read_pixels, tile_of_pixels
-from .vectors import add_products, add_squares, load_features, norm_and_inverse
+from .vectors import add_products, add_squares, load_features, norm_and_inverse, opaque
 
 
 @triton.jit
@@ -45,20 +45,14 @@ def load_blocks(
 def products(
     blocks, features, anchors, image, pixel, inside, k0, classes, k, strides,
     K: tl.constexpr, D: tl.constexpr, K_PAD: tl.constexpr, D_PAD: tl.constexpr, BD: tl.constexpr, RESIDENT: tl.constexpr,
-    REAL: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
+    REAL: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr, REGISTERS: tl.constexpr,
 ):  # fmt: skip
     """<phat_k, x_i>, (KB, BM), from the blocks in registers or, where those are not all channels, from memory."""
     total = tl.full((k.shape[0], pixel.shape[0]), 0.0, REAL)
     if RESIDENT:
         for part in tl.static_range(len(blocks)):
             d = part * BD + tl.arange(0, BD)
-            # x as it is, but tied to the loop over classes: else the compiler keeps a second copy of all of x, in the form that
-            # tensor cores take, across the loop, and registers or shared memory run out. That form is made by arithmetic
-            # where the dtype is wide, and then the zero must not be known before run time.
-            if blocks[part].dtype == REAL:
-                x = blocks[part] + tl.where(k0 < classes, 0.0, 1.0)
-            else:
-                x = tl.where(k0 < K, blocks[part], 0.0).to(blocks[part].dtype)
+            x = opaque(blocks[part], REGISTERS)
             total = add_products(total, anchors, x, k, d, K_PAD, D_PAD, PRECISION, INTERPRETED)
     else:
         for d0 in range(0, D, BD):
@@ -73,6 +67,7 @@ def normaliser_of_pixels(
     blocks, features, anchors, image, pixel, inside, inverse, classes, strides,
     K: tl.constexpr, D: tl.constexpr, K_PAD: tl.constexpr, D_PAD: tl.constexpr, KB: tl.constexpr, BD: tl.constexpr,
     RESIDENT: tl.constexpr, REAL: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
+    REGISTERS: tl.constexpr,
 ):  # fmt: skip
     """logsumexp_c S_ci of a tile's pixels; ``inverse`` is 1/(|x| tau)."""
     top = tl.full(inverse.shape, float("-inf"), REAL)
@@ -81,7 +76,7 @@ def normaliser_of_pixels(
         k = k0 + tl.arange(0, KB)
         cosines = products(
             blocks, features, anchors, image, pixel, inside, k0, classes, k, strides,
-            K, D, K_PAD, D_PAD, BD, RESIDENT, REAL, PRECISION, INTERPRETED,
+            K, D, K_PAD, D_PAD, BD, RESIDENT, REAL, PRECISION, INTERPRETED, REGISTERS,
         )  # fmt: skip
         s = tl.where((k < K)[:, None], cosines * inverse[None, :], float("-inf"))
         top, total = add_to_log_sum(top, total, s, 0)
@@ -95,7 +90,7 @@ def gradient_by_classes_kernel(
     strides, grad_strides, size, label_size, scale, label_strides, weight_strides,
     K: tl.constexpr, D: tl.constexpr, K_PAD: tl.constexpr, D_PAD: tl.constexpr, PIXEL_ANCHOR: tl.constexpr,
     KB: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr, DO: tl.constexpr, DG: tl.constexpr,
-    PRECISION: tl.constexpr, INDEX: tl.constexpr, INTERPRETED: tl.constexpr,
+    PRECISION: tl.constexpr, INDEX: tl.constexpr, INTERPRETED: tl.constexpr, REGISTERS: tl.constexpr,
 ):  # fmt: skip
     """(11) for DO channels of a tile of pixels; ``classes`` is K once more, at run time."""
     REAL: tl.constexpr = coefficients.dtype.element_ty
@@ -116,7 +111,7 @@ def gradient_by_classes_kernel(
     if PIXEL_ANCHOR:
         normaliser = normaliser_of_pixels(
             x, features, anchors, image, pixel, inside, inverse * tau_inverse, classes, strides,
-            K, D, K_PAD, D_PAD, KB, BD, RESIDENT, REAL, PRECISION, INTERPRETED,
+            K, D, K_PAD, D_PAD, KB, BD, RESIDENT, REAL, PRECISION, INTERPRETED, REGISTERS,
         )  # fmt: skip
     for first in tl.static_range(0, BLOCKS, DG // BD):
         sums = ()
@@ -128,11 +123,12 @@ def gradient_by_classes_kernel(
             k = k0 + tl.arange(0, KB)
             total = products(
                 x, features, anchors, image, pixel, inside, k0, classes, k, strides,
-                K, D, K_PAD, D_PAD, BD, RESIDENT, REAL, PRECISION, INTERPRETED,
+                K, D, K_PAD, D_PAD, BD, RESIDENT, REAL, PRECISION, INTERPRETED, REGISTERS,
             )  # fmt: skip
             s = total * (inverse * tau_inverse)[None, :]
             grad = gradient_of_similarities(
                 s, label, weight, normaliser, k, index, coefficients, thresholds, rng_state, K, K_PAD, PIXEL_ANCHOR,
+            weights is not None,
             )  # fmt: skip
             along += tl.sum(grad * s, 0)
             grad_operands = operands(grad * tau_inverse, 0, DTYPE, INTERPRETED)
@@ -146,8 +142,7 @@ def gradient_by_classes_kernel(
             done += KB
         for part in tl.static_range(DG // BD):
             d = d_first + (first + part) * BD + tl.arange(0, BD)
-            # Always true, and for the same reason as in `products`: one copy of x, not a second in the layout of the sums.
-            own = tl.where(done > 0, x[first + part], 0.0).to(DTYPE)
+            own = opaque(x[first + part], REGISTERS)
             store_gradient(
                 grad_features, image, pixel, inside, d, grad_strides, sums[part], own, along, inverse,
                 label >= 0, D, INTERPRETED,

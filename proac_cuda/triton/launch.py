@@ -69,6 +69,11 @@ def _precision(arch: str, dtype: torch.dtype) -> str:
     return "tf32x3" if dtype == torch.float32 and not arch.startswith("gfx") else "ieee"
 
 
+def _registers(arch: str) -> str | None:
+    """Whose names of registers `vectors.opaque` uses."""
+    return {"sm": "nvidia", "gf": "amd"}.get(arch[:2])
+
+
 class _Anchors(NamedTuple):
     """phat of :func:`prepare.prepare_kernel`, and the sizes that its readers need."""
 
@@ -177,12 +182,12 @@ def class_statistics(
     positive = new(features.shape[0], *features.shape[2:])
     statistics = new(stages.NUM_STATISTICS, num_classes)
     diagnostics = new(4, dtype=torch.int64)
-    partials = new(forward.NUM_PARTIALS, num_chunks, num_classes)
+    partials = new(num_chunks, forward.NUM_PARTIALS.value, num_classes)
     chunk_diagnostics = new(num_chunks, 4, dtype=torch.int64)
     common = {
         "features": features, "inverse_temperature": 1 / temperature, "strides": pixels.strides[0],
         "P": pixels.per_image, "PRECISION": _precision(arch, features.dtype), "INDEX": pixels.index_type(labels),
-        "INTERPRETED": INTERPRETED, **_blocks(tile, "KB", "BM", "BD"),
+        "INTERPRETED": INTERPRETED, "REGISTERS": _registers(arch), **_blocks(tile, "KB", "BM", "BD"),
     }  # fmt: skip
     with _on(features):
         anchors = _prepare(features, prototypes, [tile], None)
@@ -293,7 +298,7 @@ def loss_gradients(
         "features": features, "thresholds": thresholds, "rng_state": rng_state,
         "inverse_temperature": 1 / temperature, "strides": pixels.strides[0], "P": pixels.per_image,
         "PIXEL_ANCHOR": pixel_anchor_weight > 0, "PRECISION": _precision(arch, features.dtype),
-        "INDEX": pixels.index_type(labels), "INTERPRETED": INTERPRETED,
+        "INDEX": pixels.index_type(labels), "INTERPRETED": INTERPRETED, "REGISTERS": _registers(arch),
         **label_arguments(labels, pixel_weight, features.shape[2:], ignore_index, nearest_exact),
     }  # fmt: skip
     with _on(features):

@@ -23,7 +23,7 @@ def prototype_gradient_kernel(
     strides, size, label_size, scale, label_strides, weight_strides,
     K: tl.constexpr, D: tl.constexpr, K_PAD: tl.constexpr, D_PAD: tl.constexpr, PIXEL_ANCHOR: tl.constexpr,
     KB: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr, DO: tl.constexpr,
-    PRECISION: tl.constexpr, INDEX: tl.constexpr, INTERPRETED: tl.constexpr,
+    PRECISION: tl.constexpr, INDEX: tl.constexpr, INTERPRETED: tl.constexpr, REGISTERS: tl.constexpr,
 ):  # fmt: skip
     """sum_i G_ki xhat_i / tau over a chunk (program axis 0), for KB classes (axis 1) and DO channels (axis 2)."""
     REAL: tl.constexpr = partials.dtype.element_ty
@@ -40,17 +40,18 @@ def prototype_gradient_kernel(
             REAL,
         )  # fmt: skip
         s, inverse = similarities_of_blocks(
-            features, anchors, image, pixel, inside, tl.program_id(1) * KB, strides, tau_inverse,
-            D, K_PAD, D_PAD, 1, KB, BD, REAL, PRECISION, INTERPRETED,
+            features, anchors, image, pixel, inside, k, strides, tau_inverse,
+            D, K_PAD, D_PAD, 1, BD, REAL, PRECISION, INTERPRETED,
         )  # fmt: skip
         normaliser = inverse
         if PIXEL_ANCHOR:
             normaliser = normaliser_of_pixels(
                 (), features, anchors, image, pixel, inside, inverse * tau_inverse, K, strides,
-                K, D, K_PAD, D_PAD, KB, BD, False, REAL, PRECISION, INTERPRETED,
+                K, D, K_PAD, D_PAD, KB, BD, False, REAL, PRECISION, INTERPRETED, REGISTERS,
             )  # fmt: skip
         grad = gradient_of_similarities(
             s[0], label, weight, normaliser, k, index, coefficients, thresholds, rng_state, K, K_PAD, PIXEL_ANCHOR,
+            weights is not None,
         )  # fmt: skip
         kept = (label >= 0)[None, :]  # 0 times the NaN of an ignored pixel would be NaN
         grad = tl.where(kept, grad * (inverse * tau_inverse)[None, :], 0.0)

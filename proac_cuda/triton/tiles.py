@@ -60,22 +60,24 @@ def forward_tiles(
 
 
 def _many_classes(dtype: torch.dtype, classes: int, architecture: str, more_options: bool) -> Tiles:
-    """Of `class_statistics` for more than 32 classes; beyond 128 in blocks that take turns in registers after the products.
+    """Of `class_statistics` for more than 32 classes: blocks of 32, which take turns in registers after the products.
 
     Each tile of pixels reads all prototypes, from the cache: the more pixels, the better, until registers spill.
     """
-    stages = 3 if architecture == "sm_100" else 2
-    if classes <= 128:
-        return Tiles(_power_of_two(classes, 64, 128), 32 if more_options else 64, 16, 8, 2)
-    if more_options:
-        return Tiles(128, 32 if architecture in AMPERE and dtype != torch.float32 else 16, 16, 8, stages, BLOCKS=2)
+    if architecture == "sm_100" or (architecture == "sm_120" and dtype == torch.float32):
+        stages = 3 if architecture == "sm_100" else 2
+        if classes <= 128:
+            return Tiles(_power_of_two(classes, 64, 128), 32 if more_options else 64, 16, 8, 2)
+        if classes <= 192 and dtype != torch.float32 and not more_options:
+            return Tiles(64, 64, 16, 8, stages, BLOCKS=3)
+        return Tiles(128, 16 if more_options else 32, 16, 8, stages, BLOCKS=2)
+    blocks = min(8, -(-classes // 32))
+    pixel_block = 128 if architecture in (*AMPERE, "sm_90") else 64
     if dtype == torch.float32:
-        return Tiles(128, 32, 16, 8, stages, BLOCKS=2)
-    if classes <= 192 and architecture == "sm_90":
-        return Tiles(64, 64, 32, 8, stages, BLOCKS=3, K_MULTIPLE=64)
-    if classes <= 192 and architecture == "sm_100":
-        return Tiles(64, 64, 16, 8, stages, BLOCKS=3)
-    return Tiles(128, 64 if architecture in (*AMPERE, "sm_90") else 32, 16, 8, stages, BLOCKS=2)
+        pixel_block //= 2
+    if blocks > 5:
+        pixel_block //= 2
+    return Tiles(32, pixel_block, 16, 8, 2, BLOCKS=blocks)
 
 
 def backward_tiles(
@@ -83,32 +85,26 @@ def backward_tiles(
 ) -> Tiles:
     """Of the feature gradient: DO = 0 for all classes at once, DO > 0 for blocks of classes one after the other.
 
-    KB < BM, so that Triton lays the warps along the pixels, 8 to a warp, and not along the classes. KEPT, DO and DG are
-    the largest under which no register spills; a thread holds that many x BM / 256 features or sums.
+    KB < BM, so that Triton lays the warps along the pixels, 8 to a warp, and not along the classes. KEPT and DO are the
+    largest under which no register spills; a thread holds that many x BM / 256 features, and with DO as many sums.
     """
     channel_block = _power_of_two(channels, 16, 32)
     warps, pixel_block = 8, 64
-    one_block, held, grown = 32, 256, 256
+    one_block, held = 32, 256
     if dtype == torch.float64:
         channel_block, warps, pixel_block = 16, 4, 32
-        one_block, held, grown = 16, 64, 64
-    elif dtype == torch.float32:
-        grown = 128
-        if more_options or architecture not in ("sm_80", "interpreter"):
-            held = 128
-        if architecture == "sm_100" and classes > one_block:
-            channel_block = 16
-    elif architecture == "sm_120" and classes > one_block:
-        held = 128
+        one_block, held = 16, 64
+    elif dtype == torch.float32 and architecture == "sm_120":
+        held = 128  # 8 bytes are spilled with 256
     if architecture == "interpreter":
         pixel_block = INTERPRETER_BM
     own = _power_of_two(channels, channel_block, held)
     sizes = {"BM": pixel_block, "BD": channel_block, "num_warps": warps, "num_stages": 1}
     if classes <= one_block:
         return Tiles(KB=_power_of_two(classes, 16, one_block), KEPT=own, **sizes)
-    if (channels > held or more_options) and classes <= 256 and dtype != torch.float64:
+    if channels > held and classes <= 256 and dtype != torch.float64:
         return Tiles(KB=16 if dtype == torch.float32 else 32, KEPT=0, **sizes)
-    return Tiles(KB=16, DO=own, DG=min(own, grown), **sizes)
+    return Tiles(KB=16, DO=own, DG=own, **sizes)
 
 
 def prototype_tiles(

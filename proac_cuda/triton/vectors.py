@@ -121,6 +121,24 @@ def add_products(
 
 
 @triton.jit
+def opaque(x, REGISTERS: tl.constexpr):
+    """``x`` as it is, but to the compiler a value that it does not know, by an empty line of assembly. It then makes what
+    follows from x here, and keeps no second form of it in registers. REGISTERS: "nvidia", "amd", or None for x itself."""
+    if REGISTERS is None:
+        return x
+    else:
+        PACK: tl.constexpr = 32 // x.dtype.primitive_bitwidth if x.dtype.primitive_bitwidth < 32 else 1
+        if REGISTERS == "amd":
+            return tl.inline_asm_elementwise("", "=v,0", [x], dtype=x.dtype, is_pure=False, pack=PACK)
+        elif x.dtype == tl.float64:
+            return tl.inline_asm_elementwise("", "=d,0", [x], dtype=x.dtype, is_pure=False, pack=PACK)
+        elif x.dtype == tl.float32:
+            return tl.inline_asm_elementwise("", "=f,0", [x], dtype=x.dtype, is_pure=False, pack=PACK)
+        else:
+            return tl.inline_asm_elementwise("", "=r,0", [x], dtype=x.dtype, is_pure=False, pack=PACK)
+
+
+@triton.jit
 def load_features(features, image, pixel, inside, d, strides, D: tl.constexpr):
     """Features of a tile, (BD, BM), wherever they lie; 0 outside. What stands in ignored pixels comes along."""
     pointer = features + image.to(tl.int64) * strides[0]

@@ -8,8 +8,12 @@ Levenshtein's bound (its polynomials of degree 1, 2 and 3 use the same first and
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
+import numpy
 import torch
+from numpy.typing import NDArray
 
 
 def best_lower_bound(num_points: int, dimension: int) -> tuple[float, str]:
@@ -114,3 +118,63 @@ def _largest_jacobi_zero(degree: int, dimension: int, extra_left: int, extra_rig
         squared /= (2 * n + total) ** 2 * (2 * n + total + 1) * (2 * n + total - 1)
         matrix[n, n - 1] = matrix[n - 1, n] = math.sqrt(squared)
     return float(torch.linalg.eigvalsh(matrix)[-1])
+
+
+def linear_programming_bound(num_points: int, dimension: int) -> float | None:
+    """Delsarte's bound: the largest cosine s at which linear programming proves that K vectors cannot all have cosines <= s.
+
+    K > 2D, D >= 3. None where scipy, which solves the programs, is not installed. Rounded down so that it stays a bound.
+    Source: P. Delsarte, J. M. Goethals, J. J. Seidel, Spherical codes and designs, 1977.
+    """
+    try:
+        from scipy.optimize import linprog
+    except ImportError:
+        return None
+    low, high = _levenshtein(num_points, dimension), 1.0
+    if _most_points(dimension, low + _RESOLUTION, linprog) >= num_points:
+        return low
+    step = 0.01
+    high = low + step
+    while _most_points(dimension, high, linprog) < num_points:
+        low, high = high, high + step
+    while high - low > _RESOLUTION:
+        middle = 0.5 * (low + high)
+        if _most_points(dimension, middle, linprog) < num_points:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+_RESOLUTION = 1e-7
+_DEGREE = 24
+_GRID = 1000
+
+
+def _most_points(dimension: int, cosine: float, linprog: Callable[..., Any]) -> float:
+    """No more than so many unit vectors in R^D have all cosines <= `cosine`.
+
+    If 1 + sum c_k G_k(t) <= 0 for -1 <= t <= `cosine`, all c_k >= 0, then 1 + sum c_k bounds the number. The program asks this
+    on a grid (Chebyshev's points, which are dense at the ends); what the result exceeds 0 by between them is taken off again.
+    """
+    angles = numpy.linspace(0.0, math.pi, _GRID)
+    grid = -1.0 + (cosine + 1.0) * 0.5 * (1.0 - numpy.cos(angles))
+    values = _gegenbauer_matrix(dimension, grid)
+    solved = linprog(numpy.ones(_DEGREE), A_ub=values, b_ub=-numpy.ones(_GRID), bounds=(0, None), method="highs")
+    if solved.status != 0:
+        return math.inf
+    coefficients = numpy.maximum(solved.x, 0.0)
+    fine = -1.0 + (cosine + 1.0) * 0.5 * (1.0 - numpy.cos(numpy.linspace(0.0, math.pi, 20 * _GRID)))
+    excess = 1.0 + _gegenbauer_matrix(dimension, fine) @ coefficients
+    # Between two points of the fine grid, too: the second difference bounds what a smooth function adds.
+    over = max(0.0, float(excess.max()) + float(numpy.abs(numpy.diff(excess, 2)).max()) + 1e-12)
+    return math.inf if over >= 1.0 else (1.0 + float(coefficients.sum()) - over) / (1.0 - over)
+
+
+def _gegenbauer_matrix(dimension: int, cosines: NDArray[numpy.float64]) -> NDArray[numpy.float64]:
+    """(cosines, degree): the zonal polynomials of degree 1 to `_DEGREE`."""
+    values = [numpy.ones_like(cosines), cosines]
+    for degree in range(1, _DEGREE):
+        following = (2 * degree + dimension - 2) * cosines * values[degree] - degree * values[degree - 1]
+        values.append(following / (degree + dimension - 2))
+    return numpy.stack(values[1:], axis=1)

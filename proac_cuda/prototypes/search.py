@@ -1,0 +1,216 @@
+"""Numerical search for spherical codes: K unit vectors in R^D whose largest pairwise cosine is small.
+
+Only the cases without a known arrangement come here (K > 2D, D > 2). Rounds of starts descend together: random ones,
+symmetric ones, and the best so far disturbed (`starts`). Few of each round are worth a descent to the last digits (`descent`),
+and the best has its contact equations solved (`contacts`).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .contacts import solve_contacts
+from .descent import Orbits, anneal, largest_cosine, largest_cosines, soft_maxima, without_symmetry
+from .starts import disturbed, random_starts, subsets, symmetric_starts
+
+# Raise this number whenever a change here alters the result: cached arrangements of another version are not used.
+ALGORITHM_VERSION = 2
+
+# The work of the default search, by what steps cost on a busy core of 2020.
+_NANOSECONDS = 80e9
+
+# A search ends early once so many rounds have come to the same best cosine (within the tolerance).
+_AGREEING_ROUNDS = 8
+_AGREEMENT = 1e-9
+
+_COARSE_SHARPNESS = 2000.0
+_LAST_SHARPNESS = 1e7
+
+# The soft maximum at the coarse sharpness ranks starts. Equal arrangements differ by less than the first of these, what is
+# worse by more than the second stays worse; of each round so many are refined. Refined cosines are off by less than the last.
+_SAME_SOFT = 3e-7
+_HOPELESS = 1e-4
+_REFINED_PER_ROUND = 4
+_UNSETTLED = 1e-6
+
+
+@dataclass(frozen=True)
+class SearchPlan:
+    """How much work a search may take: depends on the size of the problem only, never on the clock."""
+
+    rounds: int
+    starts: int  # that descend together in a round
+    iterations: int  # L-BFGS steps for each sharpness
+    sharpness_step: float  # from one sharpness to the next, up to `_COARSE_SHARPNESS`
+    seconds: float = 0.0  # of a busy core, about
+
+
+class Found(NamedTuple):
+    """The best that a search has found so far."""
+
+    points: Tensor  # (K, D) float64, unit rows
+    cosine: float
+    fraction: float  # of the plan that is done
+
+
+def search_plan(num_points: int, dimension: int) -> SearchPlan:
+    """Many starts where one costs milliseconds; one patient descent where it costs seconds or minutes."""
+    evaluation = 20e3 + num_points**2 * (8.0 + 0.7 * dimension)  # nanoseconds of one start
+    overhead = 0.7e6  # of a step, whatever the number of starts
+    starts = max(1, min(32, (1 << 17) // num_points**2))
+    round_time = 600 * (overhead + starts * evaluation)
+    rounds = int(_NANOSECONDS / round_time)
+    if rounds >= 4:
+        return SearchPlan(rounds, starts, 40, 1.7, _NANOSECONDS * 1e-9)
+    step = 1.2 if evaluation < 50e6 else 1.5
+    steps = 30 * (math.log(_COARSE_SHARPNESS / 4.0) / math.log(step) + 14)
+    return SearchPlan(1, 1, 30, step, steps * (overhead + evaluation) * 1e-9)
+
+
+def search(
+    num_points: int,
+    dimension: int,
+    *,
+    lower_bound: float = -1.0,
+    larger: Tensor | None = None,
+    plan: SearchPlan | None = None,
+    endless: bool = False,
+) -> Iterator[Found]:
+    """Search for unit vectors whose largest pairwise cosine is as small as possible, and yield the best again and again.
+
+    Args:
+        num_points: K >= 2.
+        dimension: D >= 2.
+        lower_bound: no arrangement has a smaller largest cosine; the search ends once it is reached.
+        larger: a good arrangement of K or more vectors in R^D; the search starts from its first K, and some starts are subsets.
+        plan: how much work to spend; by default what `search_plan` says.
+        endless: go on when the plan is done (not when the bound is reached).
+    """
+    plan = search_plan(num_points, dimension) if plan is None else plan
+    state = _Search(num_points, dimension, plan, larger)
+    for number in itertools.count():
+        for fraction in state.round(number):
+            yield state.found(min(1.0, (number + fraction) / plan.rounds))
+        done = state.cosine <= lower_bound + 1e-12 or number + 1 >= plan.rounds or state.agreeing >= _AGREEING_ROUNDS
+        if done and (not endless or state.cosine <= lower_bound + 1e-12):
+            yield state.found(1.0)
+            return
+
+
+class _Search:
+    """The best so far, and how often rounds have come to it."""
+
+    def __init__(self, num_points: int, dimension: int, plan: SearchPlan, larger: Tensor | None) -> None:
+        self.num_points, self.dimension, self.plan, self.larger = num_points, dimension, plan, larger
+        self.generator = torch.Generator(device="cpu").manual_seed(0)
+        self.points = None if larger is None else larger[:num_points]
+        self.cosine = math.inf if self.points is None else largest_cosine(self.points)
+        self.agreeing = 0
+        self._refined_cosine = self.cosine  # before its contact equations were solved
+        self._refined = None if self.points is None else without_symmetry(self.points)
+        self._known_soft: list[float] = []  # of the arrangements that were refined
+
+    def found(self, fraction: float) -> Found:
+        assert self.points is not None
+        return Found(self.points, self.cosine, fraction)
+
+    def round(self, number: int) -> Iterator[float]:
+        """Yields the fraction of the round that is done; there are points from the first time on."""
+        if self._refined is not None and number % 6 == 5:
+            self._settle(_refine(disturbed(self._refined, self.plan.starts, self.generator, scale=1e-3), self.plan))
+            return
+        orbits, first = self._starts(number % 6)
+        levels = list(_sharpnesses(first, self.plan))
+        for level, annealed in enumerate(anneal(orbits, levels, self.plan.iterations)):
+            orbits = annealed
+            if self.points is None or level == len(levels) - 1:
+                cosines = largest_cosines(orbits)
+                if float(cosines.min()) < self.cosine:
+                    self.cosine, self.points = float(cosines.min()), orbits.points()[cosines.argmin()]
+            yield (level + 1) / (len(levels) + 1)
+        candidates = _worth_refining(soft_maxima(orbits, levels[-1]), self._known_soft)
+        self._known_soft += candidates.soft
+        self.agreeing += candidates.agreeing
+        if candidates.soft:
+            self._settle(_refine(orbits.choose(candidates.starts), self.plan))
+
+    def _starts(self, kind: int) -> tuple[Orbits, Tensor]:
+        """The starts of a round, and the sharpness to begin with for each of them.
+
+        Low values suit very regular codes (24 points in 4 dimensions), high values those in which the points are not all
+        alike (13 points in 3 dimensions).
+        """
+        batch = self.plan.starts
+        spread = torch.rand(batch, generator=self.generator, dtype=torch.float64, device="cpu")
+        if self.larger is not None and len(self.larger) > self.num_points and kind == 3:
+            return subsets(self.larger, self.num_points, batch, self.generator), 20.0 * 10.0**spread
+        if self._refined is not None and kind in (2, 4):
+            return disturbed(self._refined, batch, self.generator), 30.0 * 10.0**spread
+        if kind == 0:
+            orbits = random_starts(self.num_points, self.dimension, batch, self.generator)
+            return orbits, 4.0 * (30.0 if self.dimension <= 4 else 8.0) ** spread
+        return symmetric_starts(self.num_points, self.dimension, batch, self.generator), 4.0 * 10.0**spread
+
+    def _settle(self, refined: Orbits) -> None:
+        """Take the best of the refined arrangements, if it is the best of all, and solve its contact equations."""
+        cosines = largest_cosines(refined)
+        lowest = cosines.argmin().reshape(1)
+        cosine = float(cosines[lowest])
+        if abs(cosine - self._refined_cosine) < _UNSETTLED:
+            self.agreeing += 1
+        if cosine >= min(self._refined_cosine, self.cosine + _UNSETTLED):
+            return
+        self._refined_cosine, self._refined = cosine, refined.choose(lowest)
+        points = solve_contacts(self._refined.points()[0])
+        cosine = largest_cosine(points)
+        if cosine < self.cosine - _AGREEMENT:
+            self.agreeing = 0
+        if cosine < self.cosine:
+            self.cosine, self.points = cosine, points
+
+
+def _sharpnesses(first: Tensor, plan: SearchPlan) -> Iterator[Tensor]:
+    """From the first values to the coarse one, by equal factors for each start."""
+    count = math.ceil(math.log(_COARSE_SHARPNESS / float(first.min())) / math.log(plan.sharpness_step))
+    for level in range(count + 1):
+        yield first * (_COARSE_SHARPNESS / first) ** (level / count)
+
+
+class _Candidates(NamedTuple):
+    starts: Tensor  # their numbers, best first
+    soft: list[float]
+    agreeing: bool  # one of the round's starts came to the best arrangement known
+
+
+def _worth_refining(soft: Tensor, known: list[float]) -> _Candidates:
+    """The starts of a round that may beat the best: not much worse now, and not an arrangement that was refined already."""
+    starts: list[int] = []
+    values: list[float] = []
+    agreeing = False
+    for start in soft.argsort().tolist():
+        value = float(soft[start])
+        if len(starts) == _REFINED_PER_ROUND or (known and value > min(known) + _HOPELESS):
+            break
+        agreeing |= bool(known) and abs(value - min(known)) < _SAME_SOFT
+        if all(abs(value - other) >= _SAME_SOFT for other in (*known, *values)):
+            starts.append(start)
+            values.append(value)
+    return _Candidates(torch.tensor(starts, dtype=torch.int64, device="cpu"), values, agreeing)
+
+
+def _refine(orbits: Orbits, plan: SearchPlan) -> Orbits:
+    count = math.ceil(math.log(_LAST_SHARPNESS / _COARSE_SHARPNESS) / math.log(4.0))
+    shape = orbits.vectors.shape[:1]
+    levels = [
+        torch.full(shape, _COARSE_SHARPNESS * 4.0**k, dtype=torch.float64, device="cpu") for k in range(1, count + 1)
+    ]
+    for refined in anneal(orbits, levels, 2 * plan.iterations):
+        orbits = refined
+    return orbits
