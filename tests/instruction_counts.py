@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import torch  # noqa: E402
-
-import ptx_replay  # noqa: E402
 
 PIXELS = 512
 
@@ -31,41 +29,8 @@ class Count(NamedTuple):
     ideal_wavefronts: float  #: without bank conflicts
 
 
-def count_warps() -> None:
-    """Lets the interpreter's counters have ``warp_instructions``."""
-    ptx_replay.ptxsim()
-    from ptxsim import machine
-
-    if hasattr(machine.Counters(), "warp_instructions"):
-        return
-
-    running: list[Any] = []
-
-    class Counters(machine.Counters):  # type: ignore[misc, name-defined]
-        warp_instructions = 0
-
-        @property
-        def thread_instructions(self) -> int:
-            return self._threads
-
-        @thread_instructions.setter
-        def thread_instructions(self, value: int) -> None:
-            self._threads = value
-            if running:  # the group that issues is the one at hand
-                self.warp_instructions += running[-1].g.warps
-
-    class Run(machine.Run):  # type: ignore[misc, name-defined]
-        def go(self) -> None:
-            running.append(self)
-            super().go()
-            running.pop()
-
-    machine.Counters, machine.Run = Counters, Run
-
-
 def counts(dtype: torch.dtype, num_classes: int, pixels: int = PIXELS) -> dict[str, Count]:
     """Of the kernel that reads the features, forward and backward."""
-    count_warps()
     from test_cuda_ptx import Call
     from test_cuda_source import make_case
 

@@ -12,33 +12,21 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+import ptxsim
+
 ROOT = Path(__file__).resolve().parent.parent
 KERNELS = ROOT / "csrc" / "cuda"
-TOOLS = Path(os.environ.get("PROAC_TOOLS", ROOT.parent / "shared" / "tools"))
 
 
 def why_not() -> str | None:
     """Why the PTX cannot be run here, or None."""
-    if not (TOOLS / "ptxsim").is_dir():
-        return f"no PTX interpreter beside the checkout ({TOOLS / 'ptxsim'})"
-    if shutil.which("nvcc") is None:
-        return "nvcc is not installed"
-    return None
-
-
-def ptxsim() -> Any:
-    if str(TOOLS) not in sys.path:
-        sys.path.insert(0, str(TOOLS))
-    import ptxsim as package
-
-    return package
+    return None if shutil.which("nvcc") else "nvcc is not installed"
 
 
 def compile_ptx(source: str, *flags: str) -> Path:
@@ -74,7 +62,7 @@ class Replay:
         self, module: Any, flags: tuple[str, ...] = (), seed: int = 0, tensor_core: str = "exact", nbytes: int = 1 << 28
     ) -> None:
         self.on_cpu, self.flags = module, flags
-        self.device = ptxsim().Device(seed=seed, tensor_core=tensor_core, nbytes=nbytes)
+        self.device = ptxsim.Device(seed=seed, tensor_core=tensor_core, nbytes=nbytes)
         self.copies: list[tuple[int, int, Any]] = []
         self.counters: list[tuple[str, Any, dict[str, dict[str, int]]]] = []
         self.names: dict[str, Any] = {}
@@ -99,7 +87,7 @@ class Replay:
     def _module(self, kernel: str) -> Any:
         source = source_of(kernel)
         if source not in self.modules:
-            self.modules[source] = ptxsim().load(str(compile_ptx(source, *self.flags)))
+            self.modules[source] = ptxsim.load(str(compile_ptx(source, *self.flags)))
         return self.modules[source]
 
     def run(self) -> None:

@@ -15,10 +15,10 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import compiled_facts  # noqa: E402
-import triton_ptxsim  # noqa: E402
 from compiled_facts import Cell  # noqa: E402
 from triton_offline import Compiler, Variants, instead_of_launching  # noqa: E402
 
+import triton_replay  # noqa: E402
 from proac_cuda import reference  # noqa: E402
 from proac_cuda.triton import launch  # noqa: E402
 
@@ -103,7 +103,6 @@ def _steps(run, features, labels, prototypes, real):
     return positive, statistics, loss, gradient
 
 
-@pytest.mark.skipif(triton_ptxsim.why_not() is not None, reason=str(triton_ptxsim.why_not()))
 @pytest.mark.parametrize(
     "classes", [pytest.param(19, marks=pytest.mark.slow), pytest.param(150, marks=pytest.mark.exhaustive)]
 )
@@ -115,7 +114,7 @@ def test_ptx_gives_right_results_and_touches_each_sector_once(dtype, layout, cla
     labels = torch.randint(0, classes, (1, 128, 128), generator=generator)
     labels[torch.rand(labels.shape, generator=generator) < 0.1] = 255
     prototypes = torch.randn(classes, 256, generator=generator)
-    simulator = triton_ptxsim.Simulator()
+    simulator = triton_replay.Simulator()
     with instead_of_launching(simulator):
         positive, statistics, loss, gradient = _steps(launch, features, labels, prototypes, torch.float32)
     truth = _steps(reference, features.double(), labels, prototypes.double(), torch.float64)
@@ -142,7 +141,6 @@ def test_ptx_gives_right_results_and_touches_each_sector_once(dtype, layout, cla
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(triton_ptxsim.why_not() is not None, reason=str(triton_ptxsim.why_not()))
 @pytest.mark.parametrize("num_negatives", [1, 50, 900, 10**6])
 def test_ptx_draws_the_same_sets(num_negatives):
     generator = torch.Generator().manual_seed(0)
@@ -157,6 +155,6 @@ def test_ptx_draws_the_same_sets(num_negatives):
         7,
         255,
     )
-    with instead_of_launching(triton_ptxsim.Simulator()):
+    with instead_of_launching(triton_replay.Simulator()):
         drawn = launch.select_negatives(*arguments)
     assert torch.equal(drawn, reference.select_negatives(*arguments))

@@ -41,9 +41,10 @@ def build(*defines: str, sanitize: bool = False) -> Path:
     cache = Path(os.environ.get("PROAC_TEST_CACHE", Path(tempfile.gettempdir()) / "proac_cuda_on_cpu"))
     cache.mkdir(parents=True, exist_ok=True)
     objects, commands = [], []
-    for source in [*sorted(KERNELS.glob("*.cu")), HERE / "on_cpu.cc", HERE / "binding.cc"]:
+    for source in [*sorted(KERNELS.glob("*.cu")), *sorted(HERE.glob("*.cc"))]:
         digest = common.copy()
-        digest.update(source.read_bytes())
+        beside = sorted(HERE.glob("*.h")) if source.parent == HERE else []
+        digest.update(b"".join(path.read_bytes() for path in [source, *beside]))
         target = cache / f"{source.stem}-{digest.hexdigest()[:16]}.o"
         objects.append(target)
         if not target.exists():

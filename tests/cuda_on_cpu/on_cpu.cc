@@ -1,463 +1,356 @@
-// on_cpu.cc - fibers, barriers, warp collectives, counters.  See include/on_cpu.h.
+// Threads, barriers and shared memory of a GPU, on one thread of a CPU.
+//
+// Blocks run one after another. Every thread of the block that runs is a fiber (fiber.h), which keeps running until it has
+// to wait for others (a barrier, or an instruction of its warp) or ends. Then the scheduler, in run(), picks one of the
+// threads that are ready: the lowest, the highest, or a random one of a seeded sequence; the order of blocks likewise. A kernel that is right does not notice; an order that it relies on without a barrier shows as a
+// wrong result in one of the orders.
+//
+// Shared memory is allocated for each block at its exact size, so that AddressSanitizer sees an overrun, and starts as NaN.
+// An asynchronous copy is done at the wait, the latest moment at which the hardware may do it; until then its target is NaN.
 #include "on_cpu.h"
+
 #include <dlfcn.h>
+
 #include <cstdarg>
-#include <memory>
-#include <unordered_map>
-#if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/asan_interface.h>
-#include <sanitizer/common_interface_defs.h>
-#define ON_CPU_ASAN 1
-#else
-#define ON_CPU_ASAN 0
-#endif
-#ifndef ON_CPU_COUNT
-#define ON_CPU_COUNT 0
-#endif
-#if !defined(__x86_64__)
-#include <ucontext.h>
-#endif
+#include <utility>
+
+#include "fiber.h"
 
 namespace on_cpu {
+
+constexpr size_t kUnaskedLimit = 48 << 10;  // of shared memory, for a kernel without cudaFuncSetAttribute
+constexpr size_t kSharedAlignment = 128;
+constexpr int kNotANumber = 0xff;  // as every byte of a float
+
 Options& options() {
-  static Options o;
-  return o;
+  static Options options;
+  return options;
 }
-std::map<std::string, Counters>& counters() {
-  static std::map<std::string, Counters> c;
-  return c;
-}
-Fiber* cur;
-dim3 g_grid, g_block;
-static std::string failure;
-static void to_main(bool dying);
-void fail(const char* fmt, ...) {
-  char text[512];
-  va_list a;
-  va_start(a, fmt);
-  vsnprintf(text, sizeof text, fmt, a);
-  va_end(a);
-  failure = text;
-  if (!cur) throw std::runtime_error(failure);
-  failure += "  [block " + std::to_string(cur->bid.x) + " thread " + std::to_string(cur->linear) + "]";
-  to_main(false);
-  abort();  // never resumed
-}
-enum { READY, BAR, COLL, DONE };
-struct Block {
-  std::vector<Fiber*> f;
-  std::vector<int> ready;
-  int live = 0, atbar = 0, red[3] = {0, 1, 0}, redout[3];
-  char* dyn = nullptr;
-  std::vector<std::pair<const void*, void*>> statics;
-  size_t static_bytes = 0;
-};
-static Block* blk;
-static Counters* C;
-static const std::function<void()>* body;
-static uint64_t rng;
-static uint32_t rnd(uint32_t n) {
-  rng ^= rng << 13;
-  rng ^= rng >> 7;
-  rng ^= rng << 17;
-  return (uint32_t)((rng >> 32) * n >> 32);
-}
-
-// ---- context switch
-#if defined(__x86_64__)
-static void* main_sp;
-asm(".text\n.globl on_cpu_switch\n.type on_cpu_switch,@function\non_cpu_switch:\n"
-    "push %rbp; push %rbx; push %r12; push %r13; push %r14; push %r15; mov %rsp,(%rdi); mov %rsi,%rsp\n"
-    "pop %r15; pop %r14; pop %r13; pop %r12; pop %rbx; pop %rbp; ret\n.size on_cpu_switch,.-on_cpu_switch\n");
-extern "C" void on_cpu_switch(void** save, void* load);
-#else
-static ucontext_t main_uc;
-#endif
-#if ON_CPU_ASAN
-static void* main_fake;
-static const void* main_bottom;
-static size_t main_size;
-#endif
-static void fiber_main();
-static void to_main(bool dying) {
-  Fiber* me = cur;
-  (void)me;
-  (void)dying;
-#if ON_CPU_ASAN
-  __sanitizer_start_switch_fiber(dying ? nullptr : &me->asan, main_bottom, main_size);
-#endif
-#if defined(__x86_64__)
-  on_cpu_switch(&me->sp, main_sp);
-#else
-  swapcontext((ucontext_t*)me->sp, &main_uc);
-#endif
-#if ON_CPU_ASAN
-  __sanitizer_finish_switch_fiber(me->asan, &main_bottom, &main_size);
-#endif
-}
-static void to_fiber(Fiber* f) {
-  cur = f;
-  ++C->switches;
-#if ON_CPU_ASAN
-  __sanitizer_start_switch_fiber(&main_fake, f->stack, options().stack);
-#endif
-#if defined(__x86_64__)
-  on_cpu_switch(&main_sp, f->sp);
-#else
-  swapcontext(&main_uc, (ucontext_t*)f->sp);
-#endif
-#if ON_CPU_ASAN
-  __sanitizer_finish_switch_fiber(main_fake, nullptr, nullptr);
-#endif
-  cur = nullptr;
-}
-static void fiber_main() {
-#if ON_CPU_ASAN
-  __sanitizer_finish_switch_fiber(nullptr, &main_bottom, &main_size);
-#endif
-  (*body)();
-  if (!cur->open.empty() || !cur->groups.empty()) {
-    cp_commit();
-    cp_wait(0);
-  }
-  cur->state = DONE;
-  to_main(true);
-  abort();
-}
-static struct Pool : std::vector<char*> {
-  ~Pool() {
-    for (auto* p : *this) free(p);
-  }
-} pool;
-static void make(Fiber* f) {
-  if (pool.empty())
-    f->stack = (char*)aligned_alloc(64, options().stack);
-  else {
-    f->stack = pool.back();
-    pool.pop_back();
-  }
-#if ON_CPU_ASAN
-  ASAN_UNPOISON_MEMORY_REGION(f->stack, options().stack);
-#endif
-#if defined(__x86_64__)
-  void** s = (void**)(f->stack + options().stack) - 1;
-  *s = nullptr;
-  *--s = (void*)fiber_main;
-  for (int i = 0; i < 6; ++i) *--s = nullptr;
-  f->sp = s;
-#else
-  auto* u = new ucontext_t;
-  getcontext(u);
-  u->uc_stack.ss_sp = f->stack;
-  u->uc_stack.ss_size = options().stack;
-  makecontext(u, fiber_main, 0);
-  f->sp = u;
-#endif
-}
-static void wake(Fiber* f) {
-  f->state = READY;
-  f->block->ready.push_back((int)f->linear);
-}
-static void wait(int st) {
-  cur->state = st;
-  to_main(false);
-  asm volatile("" ::: "memory");
-}
-
-// ---- barriers
-static void release_bar(Block* b) {
-  b->atbar = 0;
-  for (int i = 0; i < 3; ++i) b->redout[i] = b->red[i];
-  b->red[0] = 0;
-  b->red[1] = 1;
-  b->red[2] = 0;
-  ++C->barriers;
-  for (auto* f : b->f)
-    if (f->state == BAR) wake(f);
-}
-void barrier(const char* w) {
-  cur->where = w;
-  ++cur->block->atbar;
-  if (cur->block->atbar == cur->block->live) {
-    cur->state = BAR;
-    release_bar(cur->block);
-    cur->state = READY;
-    to_main(false);
-  } else
-    wait(BAR);
-  asm volatile("" ::: "memory");
-}
-int barrier_reduce(int op, int v) {
-  Block* b = cur->block;
-  b->red[0] += v != 0;
-  b->red[1] &= v != 0;
-  b->red[2] |= v != 0;
-  barrier("__syncthreads_op");
-  return b->redout[op];
-}
-void maybe_yield() {
-  ++C->atomics;
-  if (options().preempt && cur) {
-    wake(cur);
-    to_main(false);
-  }
-}
-void* dyn_shared() { return cur->block->dyn; }
-void* static_shared(const void* site, size_t bytes) {
-  for (auto& p : cur->block->statics)
-    if (p.first == site) return p.second;
-  void* p;
-  if (posix_memalign(&p, 128, bytes)) abort();
-  memset(p, options().poison ? 0xFF : 0, bytes);
-  cur->block->statics.push_back({site, p});
-  cur->block->static_bytes += bytes;
-  return p;
+std::vector<Launch>& launches() {
+  static std::vector<Launch> launches;
+  return launches;
 }
 std::map<const void*, int>& dynamic_shared_limits() {
   static std::map<const void*, int> limits;
   return limits;
 }
-std::vector<Launch>& launches() {
-  static std::vector<Launch> l;
-  return l;
+
+// ---- threads and blocks
+
+struct Copy {
+  void* to;
+  const void* from;
+  int bytes, zeros;
+};
+
+enum State { kReady, kAtBarrier, kInWarp, kDone };
+
+struct Block;
+
+struct GpuThread : Thread {
+  Fiber fiber;
+  unsigned number;  // in the block
+  Block* of;
+  State state = kReady;
+  const char* where = "";  // the place at which it waits
+
+  // While it waits for its warp: what it takes part in.
+  uint32_t mask = 0;
+  const void* in = nullptr;
+  void* out = nullptr;
+
+  // cp.async: groups that are committed, and the copies since.
+  std::vector<std::vector<Copy>> groups;
+  std::vector<Copy> uncommitted;
+};
+
+struct Block {
+  std::vector<GpuThread*> threads;
+  std::vector<unsigned> ready;  // by number, in no order
+  int live = 0, at_barrier = 0;
+  char* dynamic = nullptr;
+  std::vector<std::pair<const void*, void*>> variables;  // static shared memory
+  size_t static_bytes = 0;
+};
+
+Thread* current;  // null while the scheduler runs
+uint3 block_size, grid_size;
+
+static GpuThread* running() { return static_cast<GpuThread*>(current); }
+
+static const std::function<void()>* body;
+static std::string failure;
+
+// Lets others run; returns when the scheduler picks this thread again.
+static void to_scheduler() {
+  running()->fiber.leave();
+  asm volatile("" ::: "memory");  // others have run: nothing of memory may be kept in registers
 }
 
-// ---- warp collectives: the last lane of the mask to arrive computes every lane's result, then all are released
-void collective(uint32_t mask, const char* what, const void* in, void* out, Combine fn) {
-  Fiber* me = cur;
-  Block* b = me->block;
-  if (!(mask >> me->lane & 1)) fail("%s: lane %d is not in its own mask %08x", what, me->lane, mask);
-  me->where = what;
-  me->mask = mask;
-  me->in = in;
-  me->out = out;
-  me->state = COLL;
-  unsigned base = me->linear - (unsigned)me->lane;
-  const void* ins[32];
-  void* outs[32];
-  bool all = true;
-  for (int l = 0; l < 32 && all; ++l)
-    if (mask >> l & 1) {
-      if (base + l >= b->f.size() || b->f[base + l]->state == DONE) {
-        if (base + l >= b->f.size()) {
-          mask &= ~(1u << l);
-          continue;
-        }
-        fail("%s: lane %d of the mask has exited", what, l);
-      }
-      Fiber* f = b->f[base + l];
-      if (f->state != COLL)
-        all = false;
-      else if ((f->mask != me->mask || strcmp(f->where, what)) && !(f->mask >> me->lane & 1))
-        all = false;  // in a smaller group that is still waiting
-      else if (f->mask != me->mask || strcmp(f->where, what))
-        fail("%s(mask %08x) meets %s(mask %08x) of lane %d", what, me->mask, f->where, f->mask, l);
-      ins[l] = f->in;
-      outs[l] = f->out;
+// Where every thread begins.
+static void start() {
+  GpuThread* self = running();
+  self->fiber.arrive();
+  (*body)();
+  commit_copies();
+  wait_for_copies(0);
+  self->state = kDone;
+  self->fiber.leave(true);
+  abort();  // nobody returns to it
+}
+
+void fail(const char* format, ...) {
+  char text[512];
+  va_list values;
+  va_start(values, format);
+  vsnprintf(text, sizeof text, format, values);
+  va_end(values);
+  failure = text;
+  if (!current) throw std::runtime_error(std::exchange(failure, ""));
+  GpuThread* self = running();
+  failure += "  [block " + std::to_string(self->block.x) + " thread " + std::to_string(self->number) + "]";
+  to_scheduler();
+  abort();  // the scheduler runs no more threads
+}
+
+// ---- barriers
+
+static void make_ready(GpuThread* thread) {
+  thread->state = kReady;
+  thread->of->ready.push_back(thread->number);
+}
+
+static void release_barrier(Block* block) {
+  block->at_barrier = 0;
+  for (GpuThread* thread : block->threads)
+    if (thread->state == kAtBarrier) make_ready(thread);
+}
+
+void barrier(const char* what) {
+  GpuThread* self = running();
+  self->where = what;
+  self->state = kAtBarrier;
+  if (++self->of->at_barrier == self->of->live) release_barrier(self->of);
+  to_scheduler();
+}
+
+// ---- instructions of a warp
+
+// Whether `other`, a lane of self's mask, has come to the same instruction.
+static bool is_here(const GpuThread* self, const GpuThread* other, int lane) {
+  if (other->state == kDone) fail("%s: lane %d of the mask has exited", self->where, lane);
+  if (other->state != kInWarp) return false;
+  if (other->mask == self->mask && !strcmp(other->where, self->where)) return true;
+  if (!has(other->mask, self->lane)) return false;  // in a smaller group that still waits
+  fail("%s(mask %08x) meets %s(mask %08x) of lane %d", self->where, self->mask, other->where, other->mask, lane);
+}
+
+void collective(uint32_t mask, const char* what, const void* in, void* out, Combine combine) {
+  GpuThread* self = running();
+  if (!has(mask, self->lane)) fail("%s: lane %d is not in its own mask %08x", what, self->lane, mask);
+  self->where = what, self->mask = mask, self->in = in, self->out = out;
+  self->state = kInWarp;
+  const std::vector<GpuThread*>& threads = self->of->threads;
+  size_t first = self->number - self->lane;
+  const void* inputs[32];
+  void* outputs[32];
+  for (int lane = 0; lane < 32; ++lane) {
+    if (first + lane >= threads.size()) mask &= ~(1u << lane);  // the last warp has fewer lanes
+    if (!has(mask, lane)) continue;
+    const GpuThread* other = threads[first + lane];
+    if (!is_here(self, other, lane)) {
+      to_scheduler();  // the last to arrive does the work
+      return;
     }
-  if (!all) {
-    to_main(false);
-    asm volatile("" ::: "memory");
-    return;
+    inputs[lane] = other->in;
+    outputs[lane] = other->out;
   }
-  ++C->collectives;
-  fn(mask, ins, outs);
-  for (int l = 0; l < 32; ++l)
-    if ((mask >> l & 1) && b->f[base + l] != me) wake(b->f[base + l]);
-  me->state = READY;  // and goes on; the others follow in random order
+  combine(mask, inputs, outputs);
+  for (int lane = 0; lane < 32; ++lane)
+    if (has(mask, lane) && threads[first + lane] != self) make_ready(threads[first + lane]);
+  self->state = kReady;  // and goes on at once; the others follow in any order
   asm volatile("" ::: "memory");
 }
 
-// ---- cp.async
-void cp_async(void* d, const void* s, int n, int z) {
-  touch(s, n - z, 0, 0xC0FFEE);
-  if (options().poison) memset(d, 0xFF, n);
-  cur->open.push_back({d, s, n, z});
-}
-void cp_commit() {
-  cur->groups.push_back(std::move(cur->open));
-  cur->open.clear();
-}
-void cp_wait(int n) {
-  auto& g = cur->groups;
-  size_t k = g.size() > (size_t)n ? g.size() - n : 0;
-  for (size_t i = 0; i < k; ++i)
-    for (auto& c : g[i]) {
-      memcpy(c.d, c.s, c.n - c.zfill);
-      memset((char*)c.d + c.n - c.zfill, 0, c.zfill);
-    }
-  g.erase(g.begin(), g.begin() + k);
+// ---- shared memory
+
+static void* allocate_shared(size_t bytes) {
+  void* memory;
+  if (posix_memalign(&memory, kSharedAlignment, bytes)) abort();
+  memset(memory, kNotANumber, bytes);
+  return memory;
 }
 
-// ---- traffic: each fiber logs its accesses; at the end of the block the i-th access of the lanes of a warp at one
-// source line are joined to a warp-wide access, of which the distinct 32-byte sectors (or bank wavefronts) are counted
-void touch(const void* p, size_t n, int kind, uint32_t site) {
-  if (kind == 0) {
-    C->gld_bytes += n;
-  } else if (kind == 1)
-    C->gst_bytes += n;
-#if ON_CPU_COUNT
-  cur->log.push_back({(uintptr_t)p, (uint32_t)n, site, (uint8_t)kind});
-#endif
-}
-static void settle(Block* b) {
-#if ON_CPU_COUNT
-  struct It {
-    uint64_t key;
-    uintptr_t a;
-    uint32_t n;
-  };
-  std::vector<It> v;
-  std::unordered_map<uint64_t, uint32_t> nth;
-  for (size_t w = 0; w < b->f.size(); w += 32) {
-    v.clear();
-    for (size_t i = w; i < std::min(b->f.size(), w + 32); ++i) {
-      nth.clear();
-      for (auto& a : b->f[i]->log) {
-        uint64_t k = (uint64_t)a.kind << 60 | (uint64_t)a.site << 32;
-        v.push_back({k | nth[k]++, a.a, a.n});
-      }
-    }
-    std::sort(v.begin(), v.end(), [](const It& x, const It& y) { return x.key != y.key ? x.key < y.key : x.a < y.a; });
-    for (size_t i = 0, j; i < v.size(); i = j) {
-      int kind = (int)(v[i].key >> 60);
-      uintptr_t last = 0;
-      uint64_t sec = 0;
-      if (kind < 2) {
-        for (j = i; j < v.size() && v[j].key == v[i].key; ++j)
-          for (uintptr_t s = v[j].a / 32; s <= (v[j].a + v[j].n - 1) / 32; ++s)
-            if (s + 1 > last) {
-              ++sec;
-              last = s + 1;
-            }
-        (kind ? C->gst_ops : C->gld_ops)++;
-        (kind ? C->gst_sectors : C->gld_sectors) += sec;
-      } else {  // 32 banks of 4 bytes: most distinct words on one bank
-        std::vector<uintptr_t> words;
-        for (j = i; j < v.size() && v[j].key == v[i].key; ++j)
-          for (uint32_t q = 0; q < std::max(4u, v[j].n); q += 4) words.push_back((v[j].a + q) / 4);
-        std::sort(words.begin(), words.end());
-        words.erase(std::unique(words.begin(), words.end()), words.end());
-        int bank[32] = {0}, mx = 0;
-        for (auto x : words) mx = std::max(mx, ++bank[x & 31]);
-        C->sld_ops++;
-        C->sld_wavefronts += mx;
-      }
-    }
-  }
-#endif
+void* dynamic_shared() { return running()->of->dynamic; }
+
+void* static_shared(const void* variable, size_t bytes) {
+  Block* block = running()->of;
+  for (auto& [known, memory] : block->variables)
+    if (known == variable) return memory;
+  block->variables.emplace_back(variable, allocate_shared(bytes));
+  block->static_bytes += bytes;
+  return block->variables.back().second;
 }
 
-// ---- running blocks
-static Block* new_block(unsigned bi, size_t dyn) {
-  auto* b = new Block;
-  unsigned n = g_block.x * g_block.y * g_block.z;
-  b->live = (int)n;
-  if (dyn) {
-    if (posix_memalign((void**)&b->dyn, 128, dyn)) abort();
-    memset(b->dyn, options().poison ? 0xFF : 0, dyn);
-  }  // exact size: ASan sees overruns
-  for (unsigned i = 0; i < n; ++i) {
-    auto* f = new Fiber;
-    f->linear = i;
-    f->lane = i & 31;
-    f->warp = i >> 5;
-    f->block = b;
-    f->tid = {i % g_block.x, i / g_block.x % g_block.y, i / (g_block.x * g_block.y)};
-    f->bid = {bi % g_grid.x, bi / g_grid.x % g_grid.y, bi / (g_grid.x * g_grid.y)};
-    make(f);
-    b->f.push_back(f);
-    b->ready.push_back((int)i);
-  }
-  return b;
+// ---- asynchronous copies
+
+void copy_async(void* to, const void* from, int bytes, int zeros) {
+  memset(to, kNotANumber, bytes);
+  running()->uncommitted.push_back({to, from, bytes, zeros});
 }
-static void run(Block* b) {  // until every live thread is done or waits for the grid
-  blk = b;
-  while (!b->ready.empty() && failure.empty()) {
-    size_t k = 0, n = b->ready.size();
-    if (options().order == 2)
-      k = rnd((uint32_t)n);
-    else {
-      for (size_t i = 1; i < n; ++i)
-        if ((b->ready[i] < b->ready[k]) == (options().order == 0)) k = i;
+
+void commit_copies() {
+  GpuThread* self = running();
+  self->groups.push_back(std::exchange(self->uncommitted, {}));
+}
+
+void wait_for_copies(int pending) {
+  auto& groups = running()->groups;
+  if (groups.size() <= static_cast<size_t>(pending)) return;
+  auto end = groups.end() - pending;
+  for (auto group = groups.begin(); group != end; ++group)
+    for (const Copy& copy : *group) {
+      memcpy(copy.to, copy.from, copy.bytes - copy.zeros);
+      memset(static_cast<char*>(copy.to) + copy.bytes - copy.zeros, 0, copy.zeros);
     }
-    Fiber* f = b->f[b->ready[k]];
-    b->ready[k] = b->ready.back();
-    b->ready.pop_back();
-    to_fiber(f);
-    if (f->state == DONE) {
-      pool.push_back(f->stack);
-      f->stack = nullptr;
-      --b->live;
-      if (b->live && b->atbar == b->live) release_bar(b);
-    }
-  }
-  if (failure.empty() && b->live) {
-    cur = nullptr;
-    failure = "deadlock, " + std::to_string(b->live) + " threads wait:";
-    std::map<std::string, int> m;
-    for (auto* f : b->f)
-      if (f->state != DONE) m[std::string(f->where) + (f->state == BAR ? " (barrier)" : "")]++;
-    for (auto& p : m) failure += " " + std::to_string(p.second) + " at " + p.first + ";";
-  }
+  groups.erase(groups.begin(), end);
 }
-static void free_block(Block* b) {
-  settle(b);
-  for (auto* f : b->f) {
-    if (f->stack) pool.push_back(f->stack);
-    delete f;
-  }
-  for (auto& p : b->statics) free(p.second);
-  free(b->dyn);
-  delete b;
+
+// ---- the scheduler
+
+static uint64_t random_state;
+
+static uint32_t random_below(uint32_t count) {
+  random_state ^= random_state << 13;
+  random_state ^= random_state >> 7;
+  random_state ^= random_state << 17;
+  return static_cast<uint32_t>((random_state >> 32) * count >> 32);
 }
-void launch(void* kernel, unsigned blocks, int threads, size_t dyn, const void* arguments, size_t argument_bytes,
-            const std::function<void()>& fn) {
-  launches().push_back({kernel, blocks, threads, dyn, std::string((const char*)arguments, argument_bytes)});
-  Dl_info info;
-  const char* name = dladdr(kernel, &info) && info.dli_sname ? info.dli_sname : "kernel";
-  g_grid = dim3(blocks);
-  g_block = dim3(threads);
-  body = &fn;
-  C = &counters()[name];
-  ++C->launches;
-  rng = options().seed * 0x9E3779B97F4A7C15ull + 77;
-  if (!rng) rng = 1;
+
+static Block* new_block(unsigned number, size_t dynamic_bytes) {
+  Block* block = new Block;
+  if (dynamic_bytes) block->dynamic = static_cast<char*>(allocate_shared(dynamic_bytes));
+  block->live = static_cast<int>(block_size.x);
+  for (unsigned i = 0; i < block_size.x; ++i) {
+    GpuThread* thread = new GpuThread;
+    thread->index = {i, 0, 0};
+    thread->block = {number, 0, 0};
+    thread->lane = static_cast<int>(i % 32);
+    thread->number = i;
+    thread->of = block;
+    thread->fiber.prepare(start);
+    block->threads.push_back(thread);
+    block->ready.push_back(i);
+  }
+  return block;
+}
+
+static void free_block(Block* block) {
+  for (GpuThread* thread : block->threads) delete thread;
+  for (auto& [variable, memory] : block->variables) free(memory);
+  free(block->dynamic);
+  delete block;
+}
+
+// One of the threads that are ready, in the order asked for.
+static GpuThread* take_ready(Block* block) {
+  std::vector<unsigned>& ready = block->ready;
+  size_t chosen = 0;
+  switch (options().order) {
+    case kAscending:
+      chosen = std::min_element(ready.begin(), ready.end()) - ready.begin();
+      break;
+    case kDescending:
+      chosen = std::max_element(ready.begin(), ready.end()) - ready.begin();
+      break;
+    default:
+      chosen = random_below(static_cast<uint32_t>(ready.size()));
+  }
+  GpuThread* thread = block->threads[ready[chosen]];
+  ready[chosen] = ready.back();
+  ready.pop_back();
+  return thread;
+}
+
+static void report_deadlock(const Block* block) {
+  std::map<std::string, int> waiting;
+  for (const GpuThread* thread : block->threads)
+    if (thread->state != kDone) ++waiting[thread->where + std::string(thread->state == kAtBarrier ? " (barrier)" : "")];
+  failure = "deadlock, " + std::to_string(block->live) + " threads wait:";
+  for (auto& [where, count] : waiting) failure += " " + std::to_string(count) + " at " + where + ";";
+}
+
+// All threads of the block, to their end or the first failure.
+static void run(Block* block) {
+  while (!block->ready.empty() && failure.empty()) {
+    GpuThread* thread = take_ready(block);
+    current = thread;
+    thread->fiber.enter();
+    current = nullptr;
+    if (thread->state != kDone) continue;
+    thread->fiber.free_stack();
+    --block->live;
+    if (block->live && block->at_barrier == block->live)
+      release_barrier(block);  // it does not wait for threads that ended
+  }
+  if (failure.empty() && block->live) report_deadlock(block);
+}
+
+static std::vector<unsigned> block_order(unsigned blocks) {
+  std::vector<unsigned> order(blocks);
+  for (unsigned i = 0; i < blocks; ++i) order[i] = options().order == kDescending ? blocks - 1 - i : i;
+  if (options().order == kRandom)
+    for (unsigned i = blocks; i > 1; --i) std::swap(order[i - 1], order[random_below(i)]);
+  return order;
+}
+
+static void check_shared(const void* kernel, const Block* block, size_t dynamic_bytes) {
+  size_t bytes = block->static_bytes + dynamic_bytes;
+  auto set = dynamic_shared_limits().find(kernel);
+  bool is_set = set != dynamic_shared_limits().end();
+  bool allowed = is_set ? dynamic_bytes <= static_cast<size_t>(set->second) : bytes <= kUnaskedLimit;
+  if (!allowed || bytes > options().shared_limit)
+    failure = "too much shared memory: " + std::to_string(block->static_bytes) + " + " + std::to_string(dynamic_bytes);
+}
+
+void launch(void* kernel, unsigned blocks, int threads, size_t shared, const void* arguments, size_t argument_bytes,
+            const std::function<void()>& thread_body) {
+  launches().push_back({kernel, blocks, threads, shared, {static_cast<const char*>(arguments), argument_bytes}});
   if (threads > 1024 || threads < 1 || !blocks)
     throw std::runtime_error("bad launch: " + std::to_string(blocks) + " blocks of " + std::to_string(threads));
-  C->blocks += blocks;
-  C->threads += (uint64_t)blocks * threads;
-  std::vector<unsigned> ord(blocks);
-  for (unsigned i = 0; i < blocks; ++i) ord[i] = options().order == 1 ? blocks - 1 - i : i;
-  if (options().order == 2)
-    for (unsigned i = blocks; i > 1; --i) std::swap(ord[i - 1], ord[rnd(i)]);
-  for (unsigned i : ord) {
-    Block* b = new_block(i, dyn);
-    run(b);
-    cur = nullptr;
-    // without the attribute, 48 KB of static and dynamic shared memory together
-    auto set = dynamic_shared_limits().find(kernel);
-    size_t allowed = set == dynamic_shared_limits().end() ? (48 << 10) - b->static_bytes : set->second;
-    if (failure.empty() && (dyn > allowed || dyn + b->static_bytes > options().shared_limit))
-      failure = "too much shared memory: " + std::to_string(b->static_bytes) + " + " + std::to_string(dyn);
-    free_block(b);
-    if (!failure.empty()) {
-      std::string text = std::string(name) + ": " + failure;
-      failure.clear();
-      throw std::runtime_error(text);
-    }
+  grid_size = {blocks, 1, 1};
+  block_size = {static_cast<unsigned>(threads), 1, 1};
+  body = &thread_body;
+  random_state = options().seed * 0x9E3779B97F4A7C15ull + 77;
+  if (!random_state) random_state = 1;
+  for (unsigned number : block_order(blocks)) {
+    Block* block = new_block(number, shared);
+    run(block);
+    if (failure.empty()) check_shared(kernel, block, shared);
+    free_block(block);
+    if (failure.empty()) continue;
+    Dl_info info;
+    std::string name = dladdr(kernel, &info) && info.dli_sname ? info.dli_sname : "kernel";
+    throw std::runtime_error(name + ": " + std::exchange(failure, ""));
   }
 }
+
 }  // namespace on_cpu
+
+// ---- the runtime's calls that the launchers make
+
 cudaError_t cudaGetDevice(int* device) {
   *device = 0;
   return cudaSuccess;
 }
-cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr a, int) {
-  *value =
-      a == cudaDevAttrMultiProcessorCount ? on_cpu::options().multiprocessors : (int)on_cpu::options().shared_limit;
+
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  const on_cpu::Options& options = on_cpu::options();
+  bool is_count = attribute == cudaDevAttrMultiProcessorCount;
+  *value = is_count ? options.multiprocessors : static_cast<int>(options.shared_limit);
   return cudaSuccess;
 }
+
 cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int value) {
   if (value > static_cast<int>(on_cpu::options().shared_limit)) return cudaErrorInvalidValue;
   int& limit = on_cpu::dynamic_shared_limits()[kernel];

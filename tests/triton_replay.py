@@ -1,12 +1,7 @@
-"""Running the Triton kernels' sm_80 PTX in ptxsim, a PTX interpreter, on the arrays of CPU tensors: no GPU needed.
-
-ptxsim is not part of this project: it is looked for at ../shared/tools/ptxsim beside the checkout.
-"""
+"""Runs the Triton kernels' sm_80 PTX in the PTX interpreter, on the arrays of CPU tensors: no GPU needed."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,12 +9,7 @@ import torch
 from torch import Tensor
 from triton_offline import Launch, compile_launch
 
-_FOLDER = Path(__file__).resolve().parents[2] / "shared" / "tools"
-
-
-def why_not() -> str | None:
-    """Why ptxsim cannot run here, or None."""
-    return None if (_FOLDER / "ptxsim" / "__init__.py").exists() else f"no ptxsim at {_FOLDER}"
+import ptxsim
 
 
 def _numpy(storage: Tensor) -> np.ndarray:
@@ -32,11 +22,6 @@ class Simulator:
     architecture = "sm_80"
 
     def __init__(self) -> None:
-        sys.path.insert(0, str(_FOLDER))
-        import ptxsim
-
-        sys.path.remove(str(_FOLDER))
-        self.ptxsim = ptxsim
         self.device = ptxsim.Device(seed=0)
         self.counters: list[tuple[str, Any, dict[str, Any]]] = []
 
@@ -47,7 +32,7 @@ class Simulator:
         values: list[Any] = []
         for number, (name, value) in enumerate(launch.arguments.items()):
             self._add(launch, (number,), name, value, values, arrays)
-        module = self.ptxsim.loads(launch.compiled.asm["ptx"])
+        module = ptxsim.loads(launch.compiled.asm["ptx"])
         metadata = launch.compiled.metadata
         counters = self.device.launch(
             module, launch.name, grid=launch.grid, block=32 * metadata.num_warps, args=values, shared=metadata.shared
