@@ -2,6 +2,7 @@
 
 python -m benchmarks                    everything, about a quarter of an hour on two cores
 python -m benchmarks --quick            smaller, under three minutes
+python -m benchmarks --gpu              real use at a GPU's sizes in two dtypes, two minutes on a large one
 python -m benchmarks table [--check]    writes README.md's table from benchmarks/results/cpu.json, or checks it
 python -m benchmarks plots FILE.json    draws the pictures of a run again
 python -m benchmarks compare OLD NEW    what got slower beyond the noise
@@ -26,6 +27,7 @@ from .run import Runner
 from .sweeps import PLANS, Plan
 
 RESULTS = Path("results/benchmarks")
+EXTRAS = ("exchange", "training_step")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -36,8 +38,9 @@ def parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="measure; the default")
     option = run.add_argument
     option("--quick", dest="plan", action="store_const", const="quick", default="full")
+    option("--gpu", dest="plan", action="store_const", const="gpu")
     option("--tiny", dest="plan", action="store_const", const="tiny", help=argparse.SUPPRESS)
-    names = [sweep.name for sweep in PLANS["full"]().sweeps] + ["exchange", "training_step"]
+    names = [sweep.name for sweep in PLANS["full"]().sweeps] + list(EXTRAS)
     option("--sweep", nargs="+", choices=names, metavar="NAME", help=f"only these of {', '.join(names)}")
     option("--contestant", nargs="+", choices=list(CONTESTANTS), metavar="NAME", help=f"{', '.join(CONTESTANTS)}")
     option("--backend", nargs="+", metavar="NAME", help="of proac_cuda, only these; peers stay", choices=_backends())
@@ -85,7 +88,7 @@ def selected(plan: Plan, arguments: argparse.Namespace) -> Plan:
 
 def measure(arguments: argparse.Namespace, console: Console) -> Results:
     plan = selected(PLANS[arguments.plan](), arguments)
-    extras = [name for name in ("exchange", "training_step") if not arguments.sweep or name in arguments.sweep]
+    extras = [name for name in EXTRAS if plan.extras and name in (arguments.sweep or EXTRAS)]
     total = sum(len(sweep.problems) for sweep in plan.sweeps) + len(extras) + 1
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=console) as progress:
