@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import signal
 import sys
 from pathlib import Path
 
@@ -86,7 +87,7 @@ def selected(plan: Plan, arguments: argparse.Namespace) -> Plan:
     return dataclasses.replace(plan, sweeps=tuple(sweeps), slowest=arguments.slowest or plan.slowest)
 
 
-def measure(arguments: argparse.Namespace, console: Console) -> Results:
+def measure(arguments: argparse.Namespace, console: Console, path: Path) -> Results:
     plan = selected(PLANS[arguments.plan](), arguments)
     extras = [name for name in EXTRAS if plan.extras and name in (arguments.sweep or EXTRAS)]
     total = sum(len(sweep.problems) for sweep in plan.sweeps) + len(extras) + 1
@@ -99,8 +100,11 @@ def measure(arguments: argparse.Namespace, console: Console) -> Results:
             if not console.is_terminal:
                 console.print(text)
 
+        def keep(results: Results) -> None:
+            results.write(path)  # whatever ends the run
+
         cap = int(arguments.memory_cap * 2**30)
-        runner = Runner(plan, arguments.device, arguments.threads, cap, arguments.clock == "cpu", report)
+        runner = Runner(plan, arguments.device, arguments.threads, cap, arguments.clock == "cpu", report, keep)
         results = runner.results
         try:
             if plan.sweeps:
@@ -142,9 +146,10 @@ def main(argv: list[str] | None = None) -> int:
     console = Console()
     if not console.is_terminal:
         console = Console(width=160)
-    results = measure(arguments, console)
-    results.method["command"] = _command(argv[1:])
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was measured is kept
     path = arguments.output / f"{arguments.device.split(':')[0]}.json"
+    results = measure(arguments, console, path)
+    results.method["command"] = _command(argv[1:])
     results.write(path)
     plots.draw(results, path)
     table.show(results, console)

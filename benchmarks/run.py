@@ -26,14 +26,21 @@ Report = Callable[[str], None]
 
 
 class Runner:
-    """One run. ``results`` grows as it goes."""
+    """One run. ``results`` grows as it goes, and is given to ``keep`` after each problem."""
 
     def __init__(
-        self, plan: Plan, device: str, threads: int, memory_cap: int, process_time: bool, report: Report
+        self,
+        plan: Plan,
+        device: str,
+        threads: int,
+        memory_cap: int,
+        process_time: bool,
+        report: Report,
+        keep: Callable[[Results], None] = lambda results: None,
     ) -> None:
         torch.set_num_threads(threads)
         self.plan, self.device, self.threads, self.memory_cap, self.report = plan, device, threads, memory_cap, report
-        self.process_time = process_time
+        self.process_time, self.keep = process_time, keep
         self.clock: Clock = CudaClock(device) if device.startswith("cuda") else CpuClock(process_time)
         # Inputs that exceed the cache, unless that takes too much of the memory.
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -60,6 +67,7 @@ class Runner:
             for problem in sweep.problems:
                 self.report(f"{sweep.name}: {problem.name}")
                 self.time_problem(sweep, problem)
+                self.keep(self.results)
         self.measure_memory()
 
     def time_problem(self, sweep: Sweep, problem: Problem) -> None:
@@ -205,7 +213,7 @@ class Runner:
 
 
 def first_call_counts(contestant: Contestant, device: str, seconds: float, slow: float) -> bool:
-    """Whether a contestant's first call is one of its measurements: only where it is so slow that the rest of it is what counts.
+    """Whether a contestant's first call is one of its measurements: only where it is so slow that nothing else counts.
 
     The first call of a fast one fetches memory, that of a compiled one compiles, and on a GPU anyone's may do so: Triton
     compiles its kernels, others load theirs, and libraries choose.

@@ -65,7 +65,9 @@ class CudaClock:
 
     def __init__(self, device: str = "cuda", cuda: Any = torch.cuda) -> None:
         self.device, self.cuda = device, cuda
-        self.scratch = torch.zeros(cuda.get_device_properties(device).L2_cache_size // 2, device=device)  # twice its size
+        self.scratch = torch.zeros(
+            cuda.get_device_properties(device).L2_cache_size // 2, device=device
+        )  # twice its size
 
     def time(self, steps: Sequence[Step]) -> list[float]:
         events = [[self.cuda.Event(enable_timing=True) for _ in range(2)] for _ in steps]

@@ -2,9 +2,9 @@
 
     python scripts/gpu_tests.py JOURNAL [--shard I/N] [--seconds S] -- PYTEST ARGUMENTS
 
-After a kernel's illegal access every further call in the process fails. So each outcome is a line of the file JOURNAL as soon as
-it is there; once the context is lost, or a test took longer than S seconds (60), or the process died, a fresh one goes on with
-the tests that have no line yet. A second run does the same. --shard takes every N-th test, from the I-th on.
+After a kernel's illegal access every further call in the process fails. So each outcome is a line of the file JOURNAL as soon
+as it is there; once the context is lost, or a test took longer than S seconds (60), or the process died, a fresh one goes on
+with the tests that have no line yet. A second run does the same. --shard takes every N-th test, from the I-th on.
 """
 
 from __future__ import annotations

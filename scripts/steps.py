@@ -176,7 +176,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         except ProcessLookupError:
             break
         try:
-            process.wait(2)
+            process.wait(5)  # to write what it has
         except subprocess.TimeoutExpired:
             continue
         if kind == signal.SIGTERM:
