@@ -90,7 +90,7 @@ class Runner:
                     seconds[name] = sum(first if counts else call.measure())
                     self.speed[name] = seconds[name] / contestant.work(problem)
                     calls[name] = call
-                except (RuntimeError, MemoryError, NotImplementedError, ValueError, TypeError) as error:
+                except (RuntimeError, MemoryError, ImportError, ValueError, TypeError) as error:
                     reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             if reason is not None:
                 self.results.leave_out(sweep.name, problem.name, name, reason)

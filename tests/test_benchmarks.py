@@ -364,6 +364,22 @@ def test_what_cannot_run_is_listed_with_its_reason():
     assert timed | reasons.keys() == everything and not timed & reasons.keys()
 
 
+def test_a_peer_whose_own_imports_fail_is_left_out(monkeypatch):
+    """It is installed, and what it needs is not."""
+
+    def make(problem):
+        raise ModuleNotFoundError("No module named 'tqdm'")
+
+    broken = dataclasses.replace(CONTESTANTS["eager"], make=make)
+    monkeypatch.setitem(CONTESTANTS, "eager", broken)
+    plan = PLANS["tiny"]()
+    runner = Runner(plan, "cpu", 1, memory_cap=1 << 30, process_time=False, report=lambda text: None)
+    runner.rates = roof.Rates(1e9, {"float32": 1e9})
+    runner.time_problem(dataclasses.replace(plan.sweeps[0], contestants=("eager", FLOOR)), SMALL)
+    assert [entry["reason"] for entry in runner.results.left_out] == ["ModuleNotFoundError: No module named 'tqdm'"]
+    assert [row["contestant"] for row in runner.results.rows] == [FLOOR]
+
+
 def test_a_process_that_dies_costs_its_memory_figures_alone(monkeypatch):
     def dies(*arguments):
         raise RuntimeError("the process ended with -9")
