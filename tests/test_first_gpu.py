@@ -207,6 +207,21 @@ def test_a_suite_that_cannot_be_collected_fails(suite):
     assert suite("import nothing_of_this_name") == (1, {})
 
 
+def test_a_run_in_which_every_test_is_skipped_has_failed_where_some_are_to_pass(suite):
+    code = "import pytest\n@pytest.mark.skip(reason='no such GPU')\ndef test_it(): pass\n"
+    assert suite(code) == (0, {"test_it": "skipped"})
+    assert suite(code, "--some") == (1, {"test_it": "skipped"})
+
+
+def test_the_summary_says_why_tests_were_skipped(tmp_path):
+    journal = gpu_tests.Journal(tmp_path / "journal")
+    for i in range(2):
+        journal.write(test=f"a.py::test_{i}", outcome="skipped", seconds=0, message="('a.py', 3, 'Skipped: no GPU')")
+    journal.write(test="a.py::test_bad", outcome="failed", seconds=0, message="")
+    journal.write(finished=1)
+    assert journal.summary() == "1 failed, 2 skipped (2 of them: no GPU); test_bad"
+
+
 # --- the drill's own list
 
 
