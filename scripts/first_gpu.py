@@ -111,10 +111,7 @@ def steps(options: argparse.Namespace, found: dict, work: Path) -> list[Step]:
     ]
     wheels = sorted(str(path.resolve()) for path in options.wheels.glob("*.whl")) if options.wheels else []
     build = [PYTHON, "setup.py", "build_ext", "--inplace", "--build-temp", str(work / "build")]
-    # Few sources take most of the time: nvcc shares out each of them over the cores.
-    build_for = {"NVCC_APPEND_FLAGS": "--split-compile=0"} | (
-        {"PROAC_CUDA_ARCHITECTURES": gpu["capability"]} if gpu else {}
-    )
+    build_for = {"PROAC_CUDA_ARCHITECTURES": gpu["capability"]} if gpu else {}
     machine = "nvidia-smi; nvcc --version; lscpu; free -g; ncu --version; compute-sanitizer --version; true"
     benchmark = ["--gpu", "--memory-cap", str(max(2, int(gpu["gib"] / 4)))] if gpu else ["--tiny", "--device", "cpu"]
     profile = [PYTHON, "scripts/profile_calls.py"]
