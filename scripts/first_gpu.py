@@ -128,7 +128,7 @@ def steps(options: argparse.Namespace, found: dict, work: Path) -> list[Step]:
         Step(
             "build", build, options.build_limit, environment=common | build_for, note=lambda log: build_note(log, work)
         ),
-        Step("check", [PYTHON, "-m", "proac_cuda", "check"], 30, environment=common),
+        Step("check", [PYTHON, "-m", "proac_cuda", "check"], 40, environment=common),
         Step("kernels by time", profile, 30, needs_gpu=True, environment=common, note=profile_note),
         *gpu_tests("tests", TESTS, 110, "correctness"),
         tests("tests, cpp", [*CPU_TESTS, "--backend", "cpp"], "1/1", 110, "correctness"),
