@@ -2,6 +2,7 @@
 
 python -m benchmarks                    everything, about a quarter of an hour on two cores
 python -m benchmarks --quick            smaller, under three minutes
+python -m benchmarks --gpu              real use at a GPU's sizes in two dtypes, two minutes on a large one
 python -m benchmarks table [--check]    writes README.md's table from benchmarks/results/cpu.json, or checks it
 python -m benchmarks plots FILE.json    draws the pictures of a run again
 python -m benchmarks compare OLD NEW    what got slower beyond the noise
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import signal
 import sys
 from pathlib import Path
 
@@ -26,6 +28,7 @@ from .run import Runner
 from .sweeps import PLANS, Plan
 
 RESULTS = Path("results/benchmarks")
+EXTRAS = ("exchange", "training_step")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -36,8 +39,9 @@ def parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="measure; the default")
     option = run.add_argument
     option("--quick", dest="plan", action="store_const", const="quick", default="full")
+    option("--gpu", dest="plan", action="store_const", const="gpu")
     option("--tiny", dest="plan", action="store_const", const="tiny", help=argparse.SUPPRESS)
-    names = [sweep.name for sweep in PLANS["full"]().sweeps] + ["exchange", "training_step"]
+    names = [sweep.name for sweep in PLANS["full"]().sweeps] + list(EXTRAS)
     option("--sweep", nargs="+", choices=names, metavar="NAME", help=f"only these of {', '.join(names)}")
     option("--contestant", nargs="+", choices=list(CONTESTANTS), metavar="NAME", help=f"{', '.join(CONTESTANTS)}")
     option("--backend", nargs="+", metavar="NAME", help="of proac_cuda, only these; peers stay", choices=_backends())
@@ -83,9 +87,9 @@ def selected(plan: Plan, arguments: argparse.Namespace) -> Plan:
     return dataclasses.replace(plan, sweeps=tuple(sweeps), slowest=arguments.slowest or plan.slowest)
 
 
-def measure(arguments: argparse.Namespace, console: Console) -> Results:
+def measure(arguments: argparse.Namespace, console: Console, path: Path) -> Results:
     plan = selected(PLANS[arguments.plan](), arguments)
-    extras = [name for name in ("exchange", "training_step") if not arguments.sweep or name in arguments.sweep]
+    extras = [name for name in EXTRAS if plan.extras and name in (arguments.sweep or EXTRAS)]
     total = sum(len(sweep.problems) for sweep in plan.sweeps) + len(extras) + 1
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=console) as progress:
@@ -96,8 +100,11 @@ def measure(arguments: argparse.Namespace, console: Console) -> Results:
             if not console.is_terminal:
                 console.print(text)
 
+        def keep(results: Results) -> None:
+            results.write(path)  # whatever ends the run
+
         cap = int(arguments.memory_cap * 2**30)
-        runner = Runner(plan, arguments.device, arguments.threads, cap, arguments.clock == "cpu", report)
+        runner = Runner(plan, arguments.device, arguments.threads, cap, arguments.clock == "cpu", report, keep)
         results = runner.results
         try:
             if plan.sweeps:
@@ -139,9 +146,10 @@ def main(argv: list[str] | None = None) -> int:
     console = Console()
     if not console.is_terminal:
         console = Console(width=160)
-    results = measure(arguments, console)
-    results.method["command"] = _command(argv[1:])
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was measured is kept
     path = arguments.output / f"{arguments.device.split(':')[0]}.json"
+    results = measure(arguments, console, path)
+    results.method["command"] = _command(argv[1:])
     results.write(path)
     plots.draw(results, path)
     table.show(results, console)

@@ -75,7 +75,8 @@ def _copy_rate(size: int, clock: Clock, repeats: int) -> float:
     return 2 * source.nbytes / _least_seconds(lambda: target.copy_(source), clock, repeats)
 
 
-def _product_rate(dtype: str, clock: Clock, repeats: int, n: int = 2048) -> float:
+def _product_rate(dtype: str, clock: Clock, repeats: int) -> float:
+    n = 8192 if clock.device.startswith("cuda") else 2048  # smaller ones do not fill a large GPU
     square = torch.randn(n, n, device=clock.device).to(getattr(torch, dtype))
     return 2 * n**3 / _least_seconds(lambda: square @ square, clock, repeats)
 

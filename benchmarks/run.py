@@ -15,7 +15,7 @@ import proac_cuda
 
 from .losses import CONTESTANTS, FLOOR, Contestant, Loss
 from .machine import describe, last_level_cache
-from .memory import in_fresh_process
+from .memory import in_fresh_process, peak_extra_bytes
 from .problems import IGNORED, TEMPERATURE, Arguments, Inputs, Problem
 from .results import Results
 from .roof import PASSES, Rates, least_bytes, measure_rates
@@ -26,14 +26,21 @@ Report = Callable[[str], None]
 
 
 class Runner:
-    """One run. ``results`` grows as it goes."""
+    """One run. ``results`` grows as it goes, and is given to ``keep`` after each problem."""
 
     def __init__(
-        self, plan: Plan, device: str, threads: int, memory_cap: int, process_time: bool, report: Report
+        self,
+        plan: Plan,
+        device: str,
+        threads: int,
+        memory_cap: int,
+        process_time: bool,
+        report: Report,
+        keep: Callable[[Results], None] = lambda results: None,
     ) -> None:
         torch.set_num_threads(threads)
         self.plan, self.device, self.threads, self.memory_cap, self.report = plan, device, threads, memory_cap, report
-        self.process_time = process_time
+        self.process_time, self.keep = process_time, keep
         self.clock: Clock = CudaClock(device) if device.startswith("cuda") else CpuClock(process_time)
         # Inputs that exceed the cache, unless that takes too much of the memory.
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -60,6 +67,7 @@ class Runner:
             for problem in sweep.problems:
                 self.report(f"{sweep.name}: {problem.name}")
                 self.time_problem(sweep, problem)
+                self.keep(self.results)
         self.measure_memory()
 
     def time_problem(self, sweep: Sweep, problem: Problem) -> None:
@@ -77,13 +85,12 @@ class Runner:
                 try:
                     call = Call(contestant.make(problem), inputs, self.clock)
                     first, errors[name] = self._first_call(contestant, problem, call, truth)
-                    # The first call of a fast one fetches memory, that of a compiled one compiles.
-                    slow = sum(first) > self.plan.SLOW_CALL and not contestant.compiled
-                    times[name] = [first] if slow else []
-                    seconds[name] = sum(first if slow else call.measure())
+                    counts = first_call_counts(contestant, self.device, sum(first), self.plan.SLOW_CALL)
+                    times[name] = [first] if counts else []
+                    seconds[name] = sum(first if counts else call.measure())
                     self.speed[name] = seconds[name] / contestant.work(problem)
                     calls[name] = call
-                except (RuntimeError, MemoryError, NotImplementedError, ValueError, TypeError) as error:
+                except (RuntimeError, MemoryError, ImportError, ValueError, TypeError) as error:
                     reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             if reason is not None:
                 self.results.leave_out(sweep.name, problem.name, name, reason)
@@ -93,6 +100,9 @@ class Runner:
             runs = {name: self.plan.effort(seconds[name]).runs(seconds[name]) - len(times[name]) for name in group}
             for name, measured in alternate({name: calls[name].measure for name in group}, runs).items():
                 self._add_row(sweep, problem, name, "call", times[name] + measured, errors[name])
+                if isinstance(self.clock, CudaClock):  # whose allocator counts exactly, whatever ran before
+                    extra = peak_extra_bytes(calls[name].measure, self.device)
+                    self.results.rows[-1] |= {"peak_extra_bytes": extra, "resident_extra_bytes": None}
         order = list(CONTESTANTS)
         self.results.rows[before:] = sorted(self.results.rows[before:], key=lambda row: order.index(row["contestant"]))
         if isinstance(self.clock, CudaClock):
@@ -176,7 +186,7 @@ class Runner:
         self.results.rows.append(row)
 
     def measure_memory(self) -> None:
-        """Peak memory of the rows that have a time, each contestant in a fresh process."""
+        """Peak memory of the rows that have a time and lack it, each contestant in a fresh process."""
         everyone = {sweep.name for sweep in self.plan.sweeps if sweep.memory}
         for name, contestant in CONTESTANTS.items():
             rows = [
@@ -184,6 +194,7 @@ class Runner:
                 for row in self.results.rows
                 if row["contestant"] == name
                 and row["mode"] == "call"
+                and "peak_extra_bytes" not in row
                 and (contestant.backend or row["sweep"] in everyone)
             ]
             if not rows:
@@ -199,6 +210,15 @@ class Runner:
                 continue
             for row, memory in zip(rows, measured, strict=True):
                 row |= memory
+
+
+def first_call_counts(contestant: Contestant, device: str, seconds: float, slow: float) -> bool:
+    """Whether a contestant's first call is one of its measurements: only where it is so slow that nothing else counts.
+
+    The first call of a fast one fetches memory, that of a compiled one compiles, and on a GPU anyone's may do so: Triton
+    compiles its kernels, others load theirs, and libraries choose.
+    """
+    return seconds > slow and not contestant.compiled and not device.startswith("cuda")
 
 
 def reference(problem: Problem) -> Loss:

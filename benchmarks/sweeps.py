@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -38,6 +39,7 @@ class Plan:
     slow: Effort
     slowest: float  #: seconds of a call that is still worth waiting for
     steps: int  #: training steps of the demo
+    extras: bool = True  #: bytes between ranks, and training steps of the demo
     rotated_bytes: int | None = None  #: of inputs in turn; None: a quarter more than the last-level cache
 
     SLOW_CALL = 1.0
@@ -151,6 +153,25 @@ def quick() -> Plan:
     )
 
 
+def gpu() -> Plan:
+    """Two minutes on a large GPU, on which every problem here is several times its L2 cache: real use in two dtypes."""
+    large = Problem("large map", (2, 64, 1024, 1024), 19)
+    volume = Problem("3-D medical", (2, 32, 64, 128, 128), 4)
+    problems = (*(p for p in crops(16) if p.name != volume.name), volume, large)
+    in_bfloat16 = tuple(dataclasses.replace(p, dtype="bfloat16") for p in problems)
+    return Plan(
+        (
+            Sweep("crops", "real use", problems, ONE_COMPILED),
+            Sweep("crops, bfloat16", "real use", in_bfloat16, ONE_COMPILED),
+        ),
+        fast=Effort(0.1, 5, 20),
+        slow=Effort(0, 1, 1),
+        slowest=3,
+        steps=0,
+        extras=False,
+    )
+
+
 def tiny() -> Plan:
     """Seconds: for the tests of the suite itself."""
     crop = (1, 8, 8, 12)
@@ -170,4 +191,4 @@ def tiny() -> Plan:
     )
 
 
-PLANS = {"full": full, "quick": quick, "tiny": tiny}
+PLANS = {"full": full, "quick": quick, "gpu": gpu, "tiny": tiny}

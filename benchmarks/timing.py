@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from types import ModuleType
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -59,23 +58,26 @@ class CpuClock:
 
 
 class CudaClock:
-    """CUDA events, with an L2 cache that holds none of the inputs: ``scratch`` is overwritten before the first event."""
+    """CUDA events around each step, with an L2 cache that holds none of its inputs: before each, ``scratch`` is read.
+
+    Written instead, it would leave lines behind that have to be written back while the step runs.
+    """
 
     def __init__(self, device: str = "cuda", cuda: Any = torch.cuda) -> None:
         self.device, self.cuda = device, cuda
-        self.scratch = torch.empty(
-            2 * cuda.get_device_properties(device).L2_cache_size, dtype=torch.int8, device=device
-        )
+        self.scratch = torch.zeros(
+            cuda.get_device_properties(device).L2_cache_size // 2, device=device
+        )  # twice its size
 
     def time(self, steps: Sequence[Step]) -> list[float]:
-        events = [self.cuda.Event(enable_timing=True) for _ in range(len(steps) + 1)]
-        self.scratch.zero_()
-        events[0].record()
-        for step, event in zip(steps, events[1:], strict=True):
+        events = [[self.cuda.Event(enable_timing=True) for _ in range(2)] for _ in steps]
+        for step, (begin, end) in zip(steps, events, strict=True):
+            self.scratch.sum()
+            begin.record()
             step()
-            event.record()
+            end.record()
         self.cuda.synchronize(self.device)
-        return [a.elapsed_time(b) * 1e-3 for a, b in zip(events, events[1:], strict=False)]
+        return [begin.elapsed_time(end) * 1e-3 for begin, end in events]
 
 
 class Call:
@@ -104,7 +106,7 @@ class Call:
 
 
 class GraphCall:
-    """The same out of CUDA graphs, without the launches' cost on the host: backward is both passes less forward.
+    """The same out of CUDA graphs, one for each pass, without the launches' cost on the host.
 
     Raises:
         RuntimeError: the loss synchronises with the host, or cannot be captured for another reason.
@@ -113,33 +115,20 @@ class GraphCall:
     def __init__(self, loss: Callable[..., Tensor], inputs: Inputs, clock: Clock, cuda: Any = torch.cuda) -> None:
         self.clock = clock
         arguments = inputs.next()
-
-        def both() -> None:
-            arguments.features.grad = None
-            loss(*arguments).backward()
-
         warm_up = cuda.Stream()
         warm_up.wait_stream(cuda.current_stream())
         with cuda.stream(warm_up):
             for _ in range(3):
-                both()
+                torch.autograd.grad(loss(*arguments), arguments.features)
         cuda.current_stream().wait_stream(warm_up)
-        self.forward, self.both = (
-            _capture(lambda: loss(*arguments), cuda),
-            _capture(both, cuda),
-        )
+        self.forward, self.backward = cuda.CUDAGraph(), cuda.CUDAGraph()
+        with cuda.graph(self.forward):
+            self.value = loss(*arguments)
+        with cuda.graph(self.backward, pool=self.forward.pool()):  # what forward saved stays where backward reads it
+            self.gradient = torch.autograd.grad(self.value, arguments.features)
 
     def measure(self) -> list[float]:
-        (forward,) = self.clock.time([self.forward.replay])
-        (both,) = self.clock.time([self.both.replay])
-        return [forward, both - forward]
-
-
-def _capture(work: Step, cuda: ModuleType) -> Any:
-    graph = cuda.CUDAGraph()
-    with cuda.graph(graph):
-        work()
-    return graph
+        return self.clock.time([self.forward.replay, self.backward.replay])
 
 
 class Effort(NamedTuple):

@@ -1,4 +1,7 @@
-"""Every test that takes ``backend`` runs once for each row below: a further backend is one more row."""
+"""Every test that takes ``backend`` runs once for each row below: a further backend is one more row.
+
+``kernels``: those of them that are compiled. ``gpu_kernels``: those that are compiled for GPUs.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +29,13 @@ TARGETS = [
     Target("triton", "cuda"),
     Target("cuda", "cuda"),
 ]
+
+GPU_KERNELS = [target for target in TARGETS if target.device == "cuda" and target.name != "reference"]
+FIXTURES = {
+    "backend": TARGETS,
+    "kernels": [Target("cpp", "cpu"), *GPU_KERNELS],
+    "gpu_kernels": GPU_KERNELS,
+}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -56,10 +66,11 @@ def _parameter(target: Target) -> object:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "backend" in metafunc.fixturenames:
-        wanted = metafunc.config.getoption("--backend")
-        targets = [target for target in TARGETS if not wanted or target.name in wanted]
-        metafunc.parametrize("backend", [_parameter(target) for target in targets])
+    wanted = metafunc.config.getoption("--backend")
+    for fixture, targets in FIXTURES.items():
+        if fixture in metafunc.fixturenames:
+            chosen = [target for target in targets if not wanted or target.name in wanted]
+            metafunc.parametrize(fixture, [_parameter(target) for target in chosen])
 
 
 @pytest.fixture(autouse=True)

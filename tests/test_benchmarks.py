@@ -21,7 +21,7 @@ from benchmarks.__main__ import main, parser, selected
 from benchmarks.losses import CONTESTANTS, FLOOR, literal_port, sampled_pixel_contrast
 from benchmarks.problems import IGNORED, LAYOUTS, TEMPERATURE, Inputs, Problem
 from benchmarks.results import Results
-from benchmarks.run import Runner, relative_errors
+from benchmarks.run import Runner, first_call_counts, relative_errors
 from benchmarks.sweeps import PLANS
 from benchmarks.timing import CpuClock, CudaClock, Effort, GraphCall, Spread, alternate, by_speed
 
@@ -223,34 +223,58 @@ class FakeCuda:
             def replay(self):
                 outer.time += self.cost
 
+            def pool(self):
+                return self
+
         return Graph()
 
     @contextlib.contextmanager
-    def graph(self, graph):
+    def graph(self, graph, pool=None):
         before = self.time
         yield
         graph.cost, self.time = self.time - before, before
 
 
+class Scratch:
+    """Memory that reading is to bring into the cache."""
+
+    def __init__(self):
+        self.reads = 0
+
+    def sum(self):
+        self.reads += 1
+
+
 def cuda_clock(fake) -> CudaClock:
     clock = CudaClock.__new__(CudaClock)
-    clock.device, clock.cuda, clock.scratch = "cuda", fake, torch.ones(128, dtype=torch.int8)
+    clock.device, clock.cuda, clock.scratch = "cuda", fake, Scratch()
     return clock
 
 
 def test_cuda_events_with_a_cold_cache():
     fake = FakeCuda()
     clock = cuda_clock(fake)
+    reads = []
 
     def launch(milliseconds):
-        assert not clock.scratch.any()  # overwritten before the first event
+        reads.append(clock.scratch.reads)
         fake.time += milliseconds
 
     assert clock.time([lambda: launch(2.0), lambda: launch(5.0)]) == pytest.approx([2e-3, 5e-3])
+    assert reads == [1, 2], "the cache is emptied before each step"
     assert fake.log == ["synchronize"]
 
 
-def test_cuda_graphs_give_backward_as_the_difference():
+def test_the_cache_is_emptied_by_reading_twice_its_size():
+    fake = FakeCuda()
+    clock = CudaClock("cpu", fake)
+    assert clock.scratch.nbytes == 2 * fake.get_device_properties("cpu").L2_cache_size
+    before = clock.scratch._version
+    clock.time([lambda: None])
+    assert clock.scratch._version == before, "written, it would leave lines to be written back"
+
+
+def test_cuda_graphs_time_each_pass_with_a_cold_cache():
     fake = FakeCuda()
 
     class Loss(torch.autograd.Function):
@@ -264,8 +288,18 @@ def test_cuda_graphs_give_backward_as_the_difference():
             fake.time += 3.0
             return grad.expand(SMALL.shape)
 
-    call = GraphCall(lambda features, labels, prototypes: Loss.apply(features), Inputs(SMALL), cuda_clock(fake), fake)
+    clock = cuda_clock(fake)
+    call = GraphCall(lambda features, labels, prototypes: Loss.apply(features), Inputs(SMALL), clock, fake)
     assert call.measure() == pytest.approx([2e-3, 3e-3])
+    assert clock.scratch.reads == 2
+
+
+@pytest.mark.parametrize("name", ["triton", "cuda", "port", "eager", "compiled"])
+def test_a_first_call_is_no_measurement_where_it_may_compile(name):
+    contestant = CONTESTANTS[name]
+    assert not first_call_counts(contestant, "cuda:0", 4.0, slow=1.0)
+    assert first_call_counts(contestant, "cpu", 4.0, slow=1.0) != contestant.compiled
+    assert not first_call_counts(contestant, "cpu", 0.5, slow=1.0)
 
 
 # --- models
@@ -285,6 +319,21 @@ def test_least_bytes_and_flops_by_hand():
     rates = roof.Rates(copy=1e3, products={"float32": 1e6})
     assert rates.roof_seconds(problem, "cpu")["both"] == pytest.approx((3 * features + 2 * labels) / 1e3)
     assert roof.product_dtype("bfloat16", "cuda") == "bfloat16"
+
+
+@pytest.mark.parametrize("device, size", [("cpu", 2048), ("cuda", 8192)])
+def test_products_are_large_enough_for_the_device(monkeypatch, device, size):
+    found = []
+    monkeypatch.setattr(roof.torch, "randn", lambda *shape, device: found.append(shape) or torch.zeros(1, 1))
+
+    class Clock:
+        def time(self, steps):
+            return [1.0]
+
+    clock = Clock()
+    clock.device = device
+    assert roof._product_rate("float32", clock, 1) == 2 * size**3
+    assert found == [(size, size)]
 
 
 def test_memory_of_a_fresh_process():
@@ -313,6 +362,22 @@ def test_what_cannot_run_is_listed_with_its_reason():
     timed = {(row["name"], row["contestant"]) for row in runner.results.rows}
     everything = {(name, contestant) for name in "ab" for contestant in sweep.contestants}
     assert timed | reasons.keys() == everything and not timed & reasons.keys()
+
+
+def test_a_peer_whose_own_imports_fail_is_left_out(monkeypatch):
+    """It is installed, and what it needs is not."""
+
+    def make(problem):
+        raise ModuleNotFoundError("No module named 'tqdm'")
+
+    broken = dataclasses.replace(CONTESTANTS["eager"], make=make)
+    monkeypatch.setitem(CONTESTANTS, "eager", broken)
+    plan = PLANS["tiny"]()
+    runner = Runner(plan, "cpu", 1, memory_cap=1 << 30, process_time=False, report=lambda text: None)
+    runner.rates = roof.Rates(1e9, {"float32": 1e9})
+    runner.time_problem(dataclasses.replace(plan.sweeps[0], contestants=("eager", FLOOR)), SMALL)
+    assert [entry["reason"] for entry in runner.results.left_out] == ["ModuleNotFoundError: No module named 'tqdm'"]
+    assert [row["contestant"] for row in runner.results.rows] == [FLOOR]
 
 
 def test_a_process_that_dies_costs_its_memory_figures_alone(monkeypatch):
@@ -350,6 +415,10 @@ def test_plans_cover_what_they_promise():
     assert [p.channels for p in sweeps["channels"].problems] == [32, 64, 128, 256, 512, 768]
     assert [p.classes for p in sweeps["classes"].problems] == [2, 19, 150, 1000]
     assert {p.num_negatives for p in sweeps["negatives"].problems} == {None, 256, 1024, 4096, 16384, 65536}
+    both = PLANS["gpu"]().sweeps
+    assert [len(sweep.problems) for sweep in both] == [5, 5]
+    assert {problem.dtype for sweep in both for problem in sweep.problems} == {"float32", "bfloat16"}
+    assert min(problem.feature_bytes for sweep in both for problem in sweep.problems) >= 2 * (60 << 20)
     for plan in PLANS.values():
         for sweep in plan().sweeps:
             assert len({problem.name for problem in sweep.problems}) == len(sweep.problems)

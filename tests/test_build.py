@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -195,3 +196,12 @@ def test_a_source_folder_that_hides_the_installed_build_is_named(tmp_path):
         assert f"source folder {clone}" in said and str(installed) in said and "--editable" in said, said
     check = run("-W", "ignore", "-m", "proac_cuda", "check")
     assert check.returncode == 1 and "was not checked" in check.stdout, check.stdout + check.stderr
+
+
+def test_the_sources_use_no_macro_that_is_newer_than_the_oldest_pytorch():
+    """Newer headers define more of them whatever TORCH_TARGET_VERSION says: these are those of 2.10 that are in use."""
+    known = {"STABLE_TORCH_LIBRARY_FRAGMENT", "STABLE_TORCH_LIBRARY_IMPL", "STD_TORCH_CHECK", "TORCH_BOX"}
+    known |= {"TORCH_ERROR_CODE_CHECK"}
+    for path in (ROOT / "csrc").rglob("*.cpp"):
+        used = set(re.findall(r"\b(?:STABLE_|STD_)?TORCH_[A-Z_]+\b", path.read_text()))
+        assert used <= known, (path, used - known)

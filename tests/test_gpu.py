@@ -1,124 +1,108 @@
-"""What only a GPU shows: graphs, streams, devices, synchronisation, reproducibility, and tensors of more than 2^31 elements.
+"""What only a GPU shows: streams, devices, synchronisation, reproducibility, and tensors of more than 2^31 elements.
 
-The comparison suite, gradcheck and opcheck run on CUDA tensors in the other files: `pytest -m gpu` takes all of them.
+Graphs stand in test_gpu_graphs.py. The comparison suite, gradcheck and opcheck run on CUDA tensors in the other files:
+`pytest -m gpu` takes all of them.
 """
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 import proac_cuda
 from compare import assert_gradient_close, assert_loss_close
+from gpu_problem import OPTIONS, make, same, step
 
+ROOT = Path(__file__).resolve().parent.parent
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no CUDA device"),
 ]
-OPTIONS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "all of them": {"num_negatives": 500, "seed": 3, "pixel_anchor_weight": 0.3, "negative_reduction": "mean"},
-}
-
-
-def make(
-    dtype: torch.dtype = torch.bfloat16, num_classes: int = 19, channels: int = 256, device: str = "cuda"
-) -> tuple[Tensor, Tensor, Tensor]:
-    g = torch.Generator().manual_seed(0)
-    x = torch.randn(2, channels, 48, 64, generator=g).to(device, dtype).requires_grad_()
-    labels = torch.randint(0, num_classes, (2, 96, 128), generator=g).to(device)
-    labels[labels == 0] = 255
-    return x, labels, torch.randn(num_classes, channels, generator=g).to(device)
-
-
-def step(x: Tensor, labels: Tensor, p: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
-    loss = proac_cuda.proac_loss(x, labels, p, backend="cuda", **options)
-    return loss, torch.autograd.grad(loss, x)[0]
 
 
 @pytest.mark.parametrize("name", OPTIONS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("num_classes", [19, 60, 150, 300])
-def test_against_the_reference_at_size(dtype: torch.dtype, num_classes: int, name: str) -> None:
+def test_against_the_reference_at_size(gpu_kernels: Any, dtype: torch.dtype, num_classes: int, name: str) -> None:
     x, labels, p = make(dtype, num_classes)
-    loss, grad = step(x, labels, p, **OPTIONS[name])
+    loss, grad = step(gpu_kernels.name, x, labels, p, **OPTIONS[name])
     exact = x.detach().double().requires_grad_()
-    truth = proac_cuda.proac_loss(exact, labels, p.double(), backend="reference", **OPTIONS[name])
-    (true_grad,) = torch.autograd.grad(truth, exact)
+    truth, true_grad = step("reference", exact, labels, p.double(), **OPTIONS[name])
     assert_loss_close(loss, truth.cpu(), dtype, 0.1, x.shape[1])
     assert_gradient_close(grad, true_grad.cpu(), 0.1)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_equal_to_the_bit_from_run_to_run(dtype: torch.dtype) -> None:
+def test_equal_to_the_bit_from_run_to_run(gpu_kernels: Any, dtype: torch.dtype) -> None:
     x, labels, p = make(dtype)
     p.requires_grad_()
     runs = []
     for _ in range(5):
-        loss = proac_cuda.proac_loss(x, labels, p, backend="cuda", **OPTIONS["all of them"])
+        loss = proac_cuda.proac_loss(x, labels, p, backend=gpu_kernels.name, **OPTIONS["all of them"])
         runs.append((loss, *torch.autograd.grad(loss, (x, p))))
-    for run in runs[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(run, runs[0], strict=True))
+    assert all(same(run, runs[0]) for run in runs[1:])
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_no_synchronisation(name: str) -> None:
+def test_no_synchronisation(gpu_kernels: Any, name: str) -> None:
     x, labels, p = make()
-    step(x, labels, p, **OPTIONS[name])
+    step(gpu_kernels.name, x, labels, p, **OPTIONS[name])
     torch.cuda.set_sync_debug_mode("error")
     try:
-        step(x, labels, p, **OPTIONS[name])
+        step(gpu_kernels.name, x, labels, p, **OPTIONS[name])
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_cuda_graph(name: str) -> None:
+def test_a_stream_that_is_not_the_default_one(gpu_kernels: Any, name: str) -> None:
+    """Work on another stream than the current one would run ahead of the features, which come late."""
     x, labels, p = make()
-    expected = step(x, labels, p, **OPTIONS[name])
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        step(x, labels, p, **OPTIONS[name])
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step(x, labels, p, **OPTIONS[name])
-    graph.replay()
-    assert all(torch.equal(a, b) for a, b in zip(captured, expected, strict=True))
-    with torch.no_grad():
-        x.mul_(-1)
-    graph.replay()
-    again = step(x, labels, p, **OPTIONS[name])
-    assert all(torch.equal(a, b) for a, b in zip(captured, again, strict=True))
-
-
-def test_current_stream() -> None:
-    x, labels, p = make()
-    expected = step(x, labels, p)
+    expected = step(gpu_kernels.name, x, labels, p, **OPTIONS[name])
+    late = torch.zeros_like(x, requires_grad=True)
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        torch.cuda._sleep(50_000_000)  # work on another stream would run ahead of this
-        late = x.detach().clone().requires_grad_()
-        got = step(late, labels, p)
+        torch.cuda._sleep(50_000_000)
+        with torch.no_grad():
+            late.copy_(x)
+        got = step(gpu_kernels.name, late, labels, p, **OPTIONS[name])
     stream.synchronize()
-    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+    assert same(got, expected)
 
 
-def test_host_threads() -> None:
+def test_two_streams_at_once(gpu_kernels: Any) -> None:
+    """Nothing is shared between calls that overlap on the GPU."""
+    cases = [make(num_classes=19), make(num_classes=150)]
+    expected = [step(gpu_kernels.name, *case) for case in cases]
+    torch.cuda.synchronize()
+    streams = [torch.cuda.Stream() for _ in cases]
+    found: list[list[Any]] = [[], []]
+    for _ in range(20):
+        for stream, case, results in zip(streams, cases, found, strict=True):
+            with torch.cuda.stream(stream):
+                results.append(step(gpu_kernels.name, *case))
+    torch.cuda.synchronize()
+    assert all(same(got, expected[i]) for i in range(2) for got in found[i])
+
+
+def test_host_threads(gpu_kernels: Any) -> None:
     """Launches of one kernel from several threads, with more shared memory and with less."""
     cases = [make(channels=channels) for channels in (256, 64, 192, 32)]
-    expected = [step(*case) for case in cases]
+    expected = [step(gpu_kernels.name, *case) for case in cases]
 
     def run(number: int) -> None:
         with torch.cuda.stream(torch.cuda.Stream()):
             for _ in range(50):
-                got = step(*cases[number])
-                assert all(torch.equal(a, b) for a, b in zip(got, expected[number], strict=True))
+                assert same(step(gpu_kernels.name, *cases[number]), expected[number])
 
     torch.cuda.synchronize()
     with ThreadPoolExecutor(len(cases)) as threads:
@@ -126,16 +110,18 @@ def test_host_threads() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device")
-def test_second_device() -> None:
-    expected = step(*make())
-    got = step(*make(device="cuda:1"))
+@pytest.mark.parametrize("name", OPTIONS)
+def test_second_device(gpu_kernels: Any, name: str) -> None:
+    """The tensors' device counts, not the current one."""
+    expected = step(gpu_kernels.name, *make(), **OPTIONS[name])
+    got = step(gpu_kernels.name, *make(device="cuda:1"), **OPTIONS[name])
     assert torch.cuda.current_device() == 0 and got[0].device.index == 1
-    assert all(torch.equal(a.cpu(), b.cpu()) for a, b in zip(got, expected, strict=True))
+    assert same(got, expected)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", ["planes", "channels_last"])
-def test_more_than_two_billion_elements(layout: str) -> None:
+def test_more_than_two_billion_elements(gpu_kernels: Any, layout: str) -> None:
     """The last pixels lie beyond 2^31 elements: their loss and gradient are those of the same pixels alone."""
     channels, pixels, tail = 256, 2**23 + 4096, 4096
     need = channels * pixels * 2 * 3
@@ -149,10 +135,33 @@ def test_more_than_two_billion_elements(layout: str) -> None:
     labels = torch.full((1, pixels), 255, device="cuda", dtype=torch.uint8)
     labels[:, -tail:] = torch.randint(0, 19, (1, tail), generator=g, device="cuda", dtype=torch.uint8)
     p = torch.randn(19, channels, generator=g, device="cuda")
-    loss, grad = step(x.requires_grad_(), labels, p)
+    loss, grad = step(gpu_kernels.name, x.requires_grad_(), labels, p)
     alone = x.detach()[:, :, -tail:].double().requires_grad_()
-    truth = proac_cuda.proac_loss(alone, labels[:, -tail:], p.double(), backend="reference")
-    (true_grad,) = torch.autograd.grad(truth, alone)
+    truth, true_grad = step("reference", alone, labels[:, -tail:], p.double())
     assert_loss_close(loss, truth.cpu(), torch.bfloat16, 0.1, channels)
     assert_gradient_close(grad[:, :, -tail:], true_grad.cpu(), 0.1)
     assert not grad[:, :, :-tail].any()
+
+
+@pytest.mark.exhaustive
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on the path")
+def test_the_ptx_alone() -> None:
+    """A build for compute capability 8.0 has no machine code for a newer GPU: the driver compiles its PTX, at the first call.
+
+    Built in build/ptx80, where a second run finds it. Takes minutes.
+    """
+    if torch.cuda.get_device_capability()[0] == 8:
+        pytest.skip("a GPU of compute capability 8.x runs the machine code of 8.0")
+    build = ROOT / "build" / "ptx80"
+    environment = {**os.environ, "PROAC_CUDA_ARCHITECTURES": "80"}
+    command = [sys.executable, "setup.py", "-q", "build", "--build-base", str(build)]
+    subprocess.run(command, cwd=ROOT, env=environment, check=True)
+    (library,) = {path.parent.parent for path in build.glob("lib*/proac_cuda/_C*.so")}
+    code = (
+        "import torch, proac_cuda; from proac_cuda.extension import build_info; "
+        f"assert proac_cuda.__file__.startswith({str(library)!r}), proac_cuda.__file__; "
+        "assert build_info()['cuda'] == 'sm_80,compute_80', build_info(); "
+        "import test_real_sizes as t; [t.compare(call, 'cuda', 'cuda') for call in t.PATHS]"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(library), str(ROOT / "tests")])}
+    subprocess.run([sys.executable, "-c", code], cwd=library, env=environment, check=True)
