@@ -181,7 +181,7 @@ def test_plain_path(dtype: torch.dtype) -> None:
         (torch.bfloat16, 256, "planes", 0.3, "truncate"),
         (torch.float32, 256, "channels_last", 0.3, "truncate"),
         *(
-            pytest.param(dtype, channels, layout, noise, mode, marks=pytest.mark.slow)
+            pytest.param(dtype, channels, layout, noise, mode, marks=pytest.mark.exhaustive)
             for mode in ("truncate", "exact")
             for noise in (0.01, 1.0)
             for dtype in (torch.float16, torch.bfloat16, torch.float32)

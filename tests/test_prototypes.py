@@ -313,7 +313,7 @@ def test_a_search_never_ends_above_the_larger_arrangement_that_it_knows() -> Non
     assert last.cosine <= descent.largest_cosine(larger) + 1e-15
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("num_classes", "dimension"), [(13, 3), (20, 3), (40, 10)])
 def test_the_default_search_finds_what_is_published(num_classes: int, dimension: int) -> None:
     began = time.process_time()
