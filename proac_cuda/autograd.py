@@ -206,7 +206,7 @@ class _FirstDerivativeOnly(_Function):
 
 
 def call_loss(ops: Any, features: Tensor, *arguments: Any) -> Outputs:
-    """The op ``loss``; in eager mode its function itself, which saves two ways through the dispatcher, some 30 microseconds."""
+    """The op ``loss``; in eager mode its function itself, which saves two ways through the dispatcher."""
     is_eager = (
         type(features) is Tensor
         and not torch.compiler.is_compiling()

@@ -109,7 +109,7 @@ def test_interrupted_build(tmp_path):
     assert ran.stdout.strip() == "None", ran.stdout + ran.stderr
 
 
-def _setup(call: str, tmp_path: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+def _setup(call: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """A function of setup.py, called with setup itself left out, and printed."""
     code = (
         "import setuptools, runpy; setuptools.setup = lambda **options: None\n"
@@ -131,8 +131,8 @@ def _setup(call: str, tmp_path: Path, **variables: str) -> subprocess.CompletedP
         ("flag('PROAC_NO_CUDA')", "PROAC_NO_CUDA", "OFF", "False"),
     ],
 )
-def test_build_variables(call, name, value, printed, tmp_path):
-    ran = _setup(call, tmp_path, **{name: value})
+def test_build_variables(call, name, value, printed):
+    ran = _setup(call, **{name: value})
     assert ran.returncode == 0 and ran.stdout.splitlines()[-1] == printed, ran.stdout + ran.stderr
 
 
@@ -150,8 +150,8 @@ def test_build_variables(call, name, value, printed, tmp_path):
         ("compiler()", "CXX", "no-such-compiler -O2", "a C++ compiler on the path"),
     ],
 )
-def test_build_variables_that_cannot_be_read(call, name, value, expected, tmp_path):
-    ran = _setup(call, tmp_path, **{name: value})
+def test_build_variables_that_cannot_be_read(call, name, value, expected):
+    ran = _setup(call, **{name: value})
     assert ran.returncode == 1 and "Traceback" not in ran.stderr, ran.stderr
     assert name in ran.stderr and repr(value) in ran.stderr and expected in ran.stderr, ran.stderr
 
