@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch._functorch.utils import enable_single_level_autograd_function
-from torch._ops import _len_torch_dispatch_stack_pre_dispatch
 from torch.autograd.function import _SingleLevelFunction
 
 from . import distributed, stages
@@ -24,6 +23,8 @@ from .reference import contrast_log_z
 from .validation import has_values, looks_at_values, raise_for_values
 
 _Function: Any = _SingleLevelFunction  # untyped in PyTorch
+
+NUM_TENSORS = 6  #: the first arguments of the op: features, prototypes, labels, pixel_weight, class_weight, rng_state
 
 
 class Options(NamedTuple):
@@ -52,6 +53,11 @@ class Outputs(NamedTuple):
     rng_state: Tensor | None  #: int64 (2,), as shared by the ranks of the group; likewise
 
 
+def tensors_and_options(*arguments: Any) -> tuple[Any, ...]:
+    """The arguments of the op ``loss``, its options as one: autograd.Function and the stages pass them on together."""
+    return *arguments[:NUM_TENSORS], Options(*arguments[NUM_TENSORS:])
+
+
 def run_stages(
     ops: Any,
     features: Tensor,
@@ -60,11 +66,10 @@ def run_stages(
     pixel_weight: Tensor | None,
     class_weight: Tensor | None,
     rng_state: Tensor | None,
-    *values: Any,
+    options: Options,
 ) -> Outputs:
     """The whole forward pass on the backend whose stages are ``ops``."""
-    options = Options(*values)
-    group = distributed.named_group(options.group)
+    group = None if options.group is None else distributed.named_group(options.group)
     thresholds = None
     if rng_state is not None and options.num_negatives is not None:
         select = ops.select_negatives
@@ -95,10 +100,19 @@ def run_stages(
         options.hardest_negative,
         options.nearest_exact,
     )
-    statistics = distributed.merge(statistics, stages.merge_statistics, group)
-    rules = options.ignore_index, options.negative_mean, options.nearest_exact
-    sums = ops.positive_sums(positive, labels, pixel_weight, statistics, *rules)
-    sums = distributed.merge(sums, stages.merge_positive_sums, group)
+    if group is not None:
+        statistics = distributed.merge(statistics, stages.merge_statistics, group)
+    sums = ops.positive_sums(
+        positive,
+        labels,
+        pixel_weight,
+        statistics,
+        options.ignore_index,
+        options.negative_mean,
+        options.nearest_exact,
+    )
+    if group is not None:
+        sums = distributed.merge(sums, stages.merge_positive_sums, group)
     loss = ops.reduce_loss(statistics, sums, class_weight, options.pixel_anchor_weight, options.reduction)
     if has_values(diagnostics) and looks_at_values(features.device):
         # after the exchange between ranks, so that none waits for one that raises
@@ -109,7 +123,7 @@ def run_stages(
 @_disable_dynamo  # which would trace it where a graph breaks around the op
 def run_op(ops: Any, *arguments: Any) -> tuple[Tensor, ...]:
     """The kernel of the op ``loss``: an op returns tensors alone, and no argument of its own."""
-    outputs = run_stages(ops, *arguments)
+    outputs = run_stages(ops, *tensors_and_options(*arguments))
     if outputs.thresholds is None or outputs.rng_state is None:
         return (*outputs[:4], outputs.diagnostics.new_empty(0), outputs.diagnostics.new_empty(0))
     return (*outputs[:4], outputs.thresholds, outputs.rng_state.clone())
@@ -124,38 +138,55 @@ class ProACFunction(_Function):
     """The derivative of the op ``loss``. Of one level: torch.func reaches it through the dispatcher, level by level."""
 
     @staticmethod
-    def forward(ctx: Any, ops: Any, stages_only: bool, *arguments: Any) -> Outputs:
-        with torch._C._AutoDispatchBelowAutograd(), _grad_mode_of_next_level():
-            outputs = run_stages(ops, *arguments) if stages_only else Outputs(*ops.loss(*arguments))
-        features, prototypes, labels, pixel_weight, class_weight, _, *values = arguments
+    def forward(
+        ctx: Any,
+        ops: Any,
+        found: list[Outputs] | None,
+        features: Tensor,
+        prototypes: Tensor,
+        labels: Tensor,
+        pixel_weight: Tensor | None,
+        class_weight: Tensor | None,
+        rng_state: Tensor | None,
+        options: Options,
+    ) -> Any:
+        """All the outputs, for the op; or the loss alone, and all of them in ``found``, which eager mode is faster with."""
+        tensors = features, prototypes, labels, pixel_weight, class_weight, rng_state
+        if found is None:
+            with torch._C._AutoDispatchBelowAutograd(), _grad_mode_of_next_level():
+                outputs = Outputs(*ops.loss(*tensors, *options))
+            ctx.mark_non_differentiable(*outputs[1:])
+        else:
+            with torch._C._AutoDispatchBelowAutograd():
+                outputs = run_stages(ops, *tensors, options)
+            found.append(outputs)
+        sampled = options.num_negatives is not None
         ctx.save_for_backward(
             features,
             labels,
             pixel_weight,
             prototypes,
-            outputs.thresholds,
-            outputs.rng_state,
+            outputs.thresholds if sampled else None,
+            outputs.rng_state if sampled else None,
             outputs.statistics,
             outputs.sums,
             class_weight,
         )
-        ctx.ops, ctx.options = ops, Options(*values)
-        ctx.mark_non_differentiable(*(output for output in outputs[1:] if output is not None))
+        ctx.ops, ctx.options = ops, options
         ctx.set_materialize_grads(False)
-        return outputs
+        return outputs if found is None else outputs.loss
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor | None, *unused: Any) -> tuple[Tensor | None, ...]:
-        nothing = (None,) * (8 + len(ctx.options))
+        nothing = (None,) * (2 + NUM_TENSORS + 1)
         if grad_loss is None:
             return nothing
         options: Options = ctx.options
         features_need_grad, prototypes_need_grad = ctx.needs_input_grad[2:4]
-        saved = [None if options.num_negatives is None and i in (4, 5) else t for i, t in enumerate(ctx.saved_tensors)]
         if options.group is not None:
             grad_loss = grad_loss * distributed.world_size(distributed.named_group(options.group))
         arguments = (
-            *saved,
+            *ctx.saved_tensors,
             grad_loss,
             options.temperature,
             options.ignore_index,
@@ -205,32 +236,41 @@ class _FirstDerivativeOnly(_Function):
     jvp = backward
 
 
-def call_loss(ops: Any, features: Tensor, *arguments: Any) -> Outputs:
-    """The op ``loss``; in eager mode its function itself, which saves two ways through the dispatcher."""
-    is_eager = (
-        type(features) is Tensor
-        and not torch.compiler.is_compiling()
-        and not torch._C._len_torch_dispatch_stack()
-        and not _len_torch_dispatch_stack_pre_dispatch()
-        and not torch._C._are_functorch_transforms_active()
-        and not torch._C._get_tracing_state()
-    )
-    if is_eager:
-        return Outputs(*ProACFunction.apply(ops, True, features, *arguments))
-    return Outputs(*ops.loss(features, *arguments))
+#: The dispatch keys that are on where nobody watches the ops go by: no mode (make_fx), torch.func, jit.trace.
+_UNWATCHED = (
+    torch._C.DispatchKeySet.from_raw_repr(0)
+    .add(torch._C.DispatchKey.BackendSelect)
+    .add(torch._C.DispatchKey.ADInplaceOrView)
+)
+
+
+def call_loss(ops: Any, *tensors: Any, options: Options) -> tuple[Tensor, Outputs]:
+    """The loss, with its derivative, and all that the op ``loss`` returns.
+
+    In eager mode its function is called itself, which saves two ways through the dispatcher.
+    """
+    is_eager = type(tensors[0]) is Tensor and not torch.compiler.is_compiling()
+    if is_eager and torch._C._dispatch_tls_local_include_set() == _UNWATCHED:
+        found: list[Outputs] = []
+        return ProACFunction.apply(ops, found, *tensors, options), found[0]
+    outputs = Outputs(*ops.loss(*tensors, *options))
+    return outputs.loss, outputs
 
 
 def autograd_kernels(ops: Any, stage_names: Iterable[str]) -> dict[str, Callable[..., Any]]:
     """The autograd kernels of a backend's ops, by the op's name."""
 
-    def at_every_level(function: Any, *first: Any) -> Callable[..., Any]:
+    def at_every_level(apply: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any) -> tuple[Tensor, ...]:
             if not torch._C._are_functorch_transforms_active():
-                return tuple(function.apply(*first, *arguments))
+                return tuple(apply(*arguments))
             with enable_single_level_autograd_function():
-                return tuple(function.apply(*first, *arguments))
+                return tuple(apply(*arguments))
 
         return call
+
+    def apply_loss(*arguments: Any) -> Any:
+        return ProACFunction.apply(ops, None, *tensors_and_options(*arguments))
 
     def not_differentiable(name: str) -> Callable[..., Any]:
         op = getattr(ops, name)
@@ -247,8 +287,8 @@ def autograd_kernels(ops: Any, stage_names: Iterable[str]) -> dict[str, Callable
         return call
 
     kernels = {name: not_differentiable(name) for name in stage_names}
-    kernels["loss"] = at_every_level(ProACFunction, ops, False)
-    kernels["loss_gradients"] = at_every_level(_FirstDerivativeOnly, ops)
+    kernels["loss"] = at_every_level(apply_loss)
+    kernels["loss_gradients"] = at_every_level(functools.partial(_FirstDerivativeOnly.apply, ops))
     return kernels
 
 

@@ -27,10 +27,8 @@ def group_name(group: Any) -> str | None:
     return None if group is None else str(group.group_name)
 
 
-def named_group(name: str | None) -> Any:
-    """The group of that name in this process; None without a name."""
-    if name is None:
-        return None
+def named_group(name: str) -> Any:
+    """The group of that name in this process."""
     module: Any = dist.distributed_c10d
     return module._resolve_process_group(name)
 
@@ -53,8 +51,8 @@ def gather(values: Tensor, group: Any) -> Tensor:
 
 
 def merge(values: Tensor, merge_parts: Callable[[Tensor], Tensor], group: Any) -> Tensor:
-    """What ``merge_parts`` makes of all ranks' ``values``; the values themselves without a group."""
-    return values if group is None else merge_parts(gather(values, group))
+    """What ``merge_parts`` makes of all ranks' ``values``."""
+    return merge_parts(gather(values, group))
 
 
 def share_rng_state(rng_state: Tensor, num_pixels: int, group: Any) -> Tensor:

@@ -180,7 +180,7 @@ def proac_loss(
         compiled=torch.compiler.is_compiling(),
         group=group_name(process_group),
     )
-    outputs = call_loss(
+    loss, outputs = call_loss(
         stage_ops(chosen),
         _readable_in_place(features),
         prototypes.to(dtype).contiguous(),
@@ -188,9 +188,9 @@ def proac_loss(
         None if pixel_weight is None else pixel_weight.to(dtype),
         None if class_weight is None else class_weight.to(dtype).contiguous(),
         None if num_negatives is None else _rng_state(seed, features.device),
-        *options,
+        options=options,
     )
-    return (outputs.loss, make_stats(outputs, options)) if return_stats else outputs.loss
+    return (loss, make_stats(outputs, options)) if return_stats else loss
 
 
 def _with_channel_axis_second(
@@ -205,6 +205,8 @@ def _with_channel_axis_second(
 
 def _readable_in_place(features: Tensor) -> Tensor:
     """The features themselves where the kernels can read them, else one contiguous copy, with a warning."""
+    if features.is_contiguous():
+        return features
     sizes, strides = features.shape, features.stride()
     axes = [axis for axis in range(2, features.ndim) if sizes[axis] != 1]  # the stride of the others means nothing
     collapses = all(strides[a] == strides[b] * sizes[b] for a, b in zip(axes, axes[1:], strict=False))

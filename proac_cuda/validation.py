@@ -34,6 +34,7 @@ _FLAGS = (
     {"": None} | dict.fromkeys(("1", "true", "yes", "on"), True) | dict.fromkeys(("0", "false", "no", "off"), False)
 )
 _NO_DISPATCH = Tensor.__torch_dispatch__
+_PLAIN = {Tensor, Parameter, type(None)}
 
 _warned: set[str] = set()
 _looked = False  #: whether a call on a GPU has looked at the values of its labels
@@ -81,17 +82,12 @@ def plain_tensors(*values: Any) -> tuple[Any, ...]:
 
     Subclasses that hold their values elsewhere (DTensor, fake tensors) stay as they are, as does what is no tensor.
     """
-    return tuple(map(_plain, values))
+    return values if _PLAIN.issuperset(map(type, values)) else tuple(map(_plain, values))
 
 
 def _plain(value: Any) -> Any:
     kind = type(value)
-    if (
-        kind is Tensor
-        or kind is Parameter
-        or not isinstance(value, Tensor)
-        or kind.__torch_dispatch__ is not _NO_DISPATCH
-    ):
+    if kind in _PLAIN or not isinstance(value, Tensor) or kind.__torch_dispatch__ is not _NO_DISPATCH:
         return value
     if hasattr(value, "to_local") and hasattr(value, "placements"):
         return value
@@ -131,7 +127,7 @@ def check_tensor(name: str, value: Any, dtypes: Sequence[torch.dtype]) -> None:
         raise TypeError(f"{name}: expected a dense tensor, got a {kind} one; pass {remedy}")
     if value.dtype not in dtypes:
         raise TypeError(f"{name}: expected one of {_names(dtypes)}, got {value.dtype}")
-    if hasattr(value, "to_local") and hasattr(value, "placements"):
+    if type(value) is not Tensor and hasattr(value, "to_local") and hasattr(value, "placements"):
         if name in ("prototypes", "class_weight"):
             raise TypeError(f"{name}: got a DTensor, but each rank needs all classes; pass {name}.full_tensor()")
         raise TypeError(
@@ -142,9 +138,9 @@ def check_tensor(name: str, value: Any, dtypes: Sequence[torch.dtype]) -> None:
 _DENSE = {"nested": "{0}.to_padded_tensor(...), with the padding's labels at ignore_index", "masked": "{0}.get_data()"}
 
 
-def _check_labels_dtype(labels: Any, features: Tensor, prototypes: Any) -> None:
-    """The dtype of labels; the error has every step that makes labels of them."""
-    if not isinstance(labels, Tensor) or labels.dtype in LABEL_DTYPES or labels.layout != torch.strided:
+def _raise_for_labels_dtype(labels: Tensor, features: Tensor, prototypes: Any) -> None:
+    """The error has every step that makes labels of them; another layout has an error of its own."""
+    if labels.layout != torch.strided:
         return
     remedy, shape = "labels.long()", labels.shape
     if labels.ndim == features.ndim > 2 and shape[1] == 1:
@@ -250,60 +246,62 @@ def _check_process_group(group: Any) -> None:
 def check_tensors(features: Any, labels: Any, prototypes: Any, pixel_weight: Any, class_weight: Any, seed: Any) -> None:
     """Types, dtypes, shapes and devices of the tensors of a call."""
     check_tensor("features", features, FEATURE_DTYPES)
-    _check_labels_dtype(labels, features, prototypes)
+    if isinstance(labels, Tensor) and labels.dtype not in LABEL_DTYPES:
+        _raise_for_labels_dtype(labels, features, prototypes)
     check_tensor("labels", labels, LABEL_DTYPES)
     check_tensor("prototypes", prototypes, FEATURE_DTYPES)
-    if not (features.ndim == 2 or 3 <= features.ndim <= 5):
+    size, label_size, num_axes = features.shape, labels.shape, features.ndim  # of each a new object at every look
+    if not (num_axes == 2 or 3 <= num_axes <= 5):
         raise ValueError(
             "features: expected (N, D), or (B, D, *spatial) with 1 to 3 spatial axes, "
             f"got shape {_shape(features)} with labels {_shape(labels)}"
         )
-    expected = features.ndim - 1
-    if labels.ndim == features.ndim and prototypes.ndim == 2 and labels.shape[1] == prototypes.shape[0] > 1:
+    expected = num_axes - 1
+    if len(label_size) == num_axes and prototypes.ndim == 2 and label_size[1] == prototypes.shape[0] > 1:
         raise ValueError(
             f"labels: got shape {_shape(labels)} with features {_shape(features)}; one-hot labels, or probabilities of "
             f"the {prototypes.shape[0]} classes: pass labels.argmax(1)"
         )
-    if labels.ndim == features.ndim and labels.ndim > 2 and labels.shape[1] == 1:
+    if len(label_size) == num_axes and len(label_size) > 2 and label_size[1] == 1:
         raise ValueError(
             f"labels: got shape {_shape(labels)} with features {_shape(features)}; "
             "labels have no channel axis: pass labels.squeeze(1)"
         )
-    if labels.ndim != expected:
-        last = labels.ndim == features.ndim and labels.shape[-1] == 1
+    if len(label_size) != expected:
+        last = len(label_size) == num_axes and label_size[-1] == 1
         raise ValueError(
             f"labels: expected {expected} axes, (B, *spatial) of any spatial size, for features of shape "
             f"{_shape(features)}, got shape {_shape(labels)}" + ("; pass labels.squeeze(-1)" if last else "")
         )
-    if labels.shape[0] != features.shape[0]:
+    if label_size[0] != size[0]:
         raise ValueError(
-            f"labels: batch size {labels.shape[0]} of shape {_shape(labels)} does not match that of features, "
-            f"{features.shape[0]} of shape {_shape(features)}"
+            f"labels: batch size {label_size[0]} of shape {_shape(labels)} does not match that of features, "
+            f"{size[0]} of shape {_shape(features)}"
         )
-    for axis in range(1, labels.ndim):
-        if labels.shape[axis] == 0 and features.shape[axis + 1] != 0:
+    for axis in range(1, len(label_size)):
+        if label_size[axis] == 0 and size[axis + 1] != 0:
             raise ValueError(
                 f"labels: axis {axis} of shape {_shape(labels)} is empty, so that no pixel of features "
                 f"{_shape(features)} has a label"
             )
-    _check_proportions(features, labels)
+    if label_size[1:] != size[2:]:
+        _check_proportions(features, labels)
     if prototypes.ndim != 2 or prototypes.shape[0] == 0:
         raise ValueError(
             f"prototypes: expected (K, D) with K >= 1, got shape {_shape(prototypes)} with features {_shape(features)}"
         )
-    if prototypes.shape[1] != features.shape[1] or features.shape[1] == 0:
+    if prototypes.shape[1] != size[1] or size[1] == 0:
         raise ValueError(
-            f"prototypes: expected (K, {features.shape[1]}), D being axis 1 of features {_shape(features)}, "
-            f"got shape {_shape(prototypes)}"
-            + ("; pass prototypes.t()" if prototypes.shape[0] == features.shape[1] else "")
+            f"prototypes: expected (K, {size[1]}), D being axis 1 of features {_shape(features)}, "
+            f"got shape {_shape(prototypes)}" + ("; pass prototypes.t()" if prototypes.shape[0] == size[1] else "")
         )
     if pixel_weight is not None:
         check_tensor("pixel_weight", pixel_weight, FEATURE_DTYPES)
-        if pixel_weight.shape != labels.shape:
+        if pixel_weight.shape != label_size:
             remedy = ""
-            if pixel_weight.ndim == labels.ndim + 1 and pixel_weight.shape[1] == 1:
+            if pixel_weight.ndim == len(label_size) + 1 and pixel_weight.shape[1] == 1:
                 remedy = "; pass pixel_weight.squeeze(1)"
-            elif pixel_weight.shape == features.shape[:1] + features.shape[2:]:
+            elif pixel_weight.shape == size[:1] + size[2:]:
                 remedy = "; bring it from the features' resolution to that of the labels, as by interpolate"
             raise ValueError(
                 f"pixel_weight: expected the shape of labels, {_shape(labels)}, got {_shape(pixel_weight)}{remedy}"
@@ -315,27 +313,24 @@ def check_tensors(features: Any, labels: Any, prototypes: Any, pixel_weight: Any
                 f"class_weight: expected shape ({prototypes.shape[0]},), one for each row of prototypes "
                 f"{_shape(prototypes)}, got {_shape(class_weight)}"
             )
-    others = {
-        "labels": labels,
-        "prototypes": prototypes,
-        "pixel_weight": pixel_weight,
-        "class_weight": class_weight,
-        "seed": seed,
-    }
-    for name, tensor in others.items():
-        if not isinstance(tensor, Tensor):
-            continue
-        if tensor.device != features.device:
+    device = features.device
+    others = (labels, prototypes, pixel_weight, class_weight, seed)
+    for name, tensor in zip(("labels", "prototypes", "pixel_weight", "class_weight", "seed"), others, strict=True):
+        if isinstance(tensor, Tensor) and tensor.device != device:
             raise ValueError(
-                f"{name}: is on {tensor.device}, but features are on {features.device}; pass {name}.to(features.device)"
+                f"{name}: is on {tensor.device}, but features are on {device}; pass {name}.to(features.device)"
             )
-        if name.endswith("_weight"):
-            check_needs_no_gradient(name, tensor)
+    if pixel_weight is not None:
+        check_needs_no_gradient("pixel_weight", pixel_weight)
+    if class_weight is not None:
+        check_needs_no_gradient("class_weight", class_weight)
 
 
 def _check_proportions(features: Tensor, labels: Tensor) -> None:
     """One warning where labels and features differ in proportions."""
-    if torch.compiler.is_compiling() or have_same_proportions(labels.shape[1:], features.shape[2:]):
+    if "proportions" in _warned or torch.compiler.is_compiling():
+        return
+    if have_same_proportions(labels.shape[1:], features.shape[2:]):
         return
     warn_once(
         "proportions",
@@ -346,6 +341,8 @@ def _check_proportions(features: Tensor, labels: Tensor) -> None:
 
 def have_same_proportions(size: Sequence[int], other: Sequence[int]) -> bool:
     """Whether one stride, the same along all axes, leads from one grid to the other within a pixel of the smaller one."""
+    if all(a * other[0] == b * size[0] for a, b in zip(size, other, strict=True)):
+        return True
     least, most = 0.0, math.inf  # what the stride may be, from ``other`` to ``size``
     for a, b in zip(size, other, strict=True):
         if a == 0 or b == 0:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import proac_cuda
+from proac_cuda import autograd
 
 OPTIONS = {"num_negatives": 6, "seed": 3, "negative_reduction": "mean", "pixel_anchor_weight": 0.3}
 
@@ -182,3 +184,12 @@ def test_subclasses_are_unwrapped(backend):
         lambda x: proac_cuda.proac_loss(x, labels, problem.prototypes, **problem.options), backend="aot_eager"
     )
     problem.check(problem.gradient_through(compiled))
+
+
+def test_nothing_watches_an_ordinary_call() -> None:
+    """Else each call would go through the dispatcher twice more: right, and slower. Autocast is ordinary."""
+    assert torch._C._dispatch_tls_local_include_set() == autograd._UNWATCHED
+    with torch.autocast("cpu"), torch.no_grad():
+        assert torch._C._dispatch_tls_local_include_set() == autograd._UNWATCHED
+    with FakeTensorMode():
+        assert torch._C._dispatch_tls_local_include_set() != autograd._UNWATCHED
