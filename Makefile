@@ -30,6 +30,7 @@ docs: $(VENV)/.docs
 
 # The extension is built against the torch of the environment, which is therefore installed first.
 $(VENV)/.torch:
+	@echo "Making $(VENV), and downloading PyTorch (some GB with its CUDA libraries) ..."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet "torch>=2.10" numpy "setuptools>=77" wheel ninja
@@ -37,11 +38,14 @@ $(VENV)/.torch:
 
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f 2>/dev/null)
 
+# The demo needs no CUDA kernels, which take minutes to compile; where the tests have compiled them, they stay.
 $(VENV)/.demo: $(VENV)/.torch $(SOURCES)
-	$(BIN)/pip install --quiet --no-build-isolation --editable ".[demo]"
+	@echo "Compiling the CPU kernels (about a minute), and installing the demo's packages and data (60 MB) ..."
+	$(if $(wildcard $(VENV)/.test),,PROAC_NO_CUDA=1) $(BIN)/pip install --quiet --no-build-isolation --editable ".[demo]"
 	touch $@
 
 $(VENV)/.test: $(VENV)/.torch $(SOURCES)
+	@echo "Compiling the kernels, those for CUDA too where nvcc is found (some minutes) ..."
 	$(BIN)/pip install --quiet --no-build-isolation --editable ".[test,demo,dev]"
 	touch $@
 

@@ -3,7 +3,7 @@
 python -m benchmarks                    everything, about a quarter of an hour on two cores
 python -m benchmarks --quick            smaller, under three minutes
 python -m benchmarks --gpu              real use at a GPU's sizes in two dtypes, two minutes on a large one
-python -m benchmarks table [--check]    writes README.md's table from benchmarks/results/cpu.json, or checks it
+python -m benchmarks table [--check]    writes the figures of README.md and docs from benchmarks/results/cpu.json, or checks
 python -m benchmarks plots FILE.json    draws the pictures of a run again
 python -m benchmarks compare OLD NEW    what got slower beyond the noise
 """
@@ -53,8 +53,8 @@ def parser() -> argparse.ArgumentParser:
     option("--slowest", type=float, metavar="SECONDS", help="a call that is still worth waiting for (30, quick 6)")
     option("--output", type=Path, default=RESULTS, help="folder of the JSON, CSV and PNG files (%(default)s)")
 
-    check = commands.add_parser("table", help="the README's table")
-    check.add_argument("--check", action="store_true", help="fail where README.md is not current")
+    check = commands.add_parser("table", help="the figures in README.md and docs/using/speed.md")
+    check.add_argument("--check", action="store_true", help="fail where a page is not current")
     plots = commands.add_parser("plots", help="draw the pictures of a run again")
     plots.add_argument("file", type=Path)
     compare.add_arguments(commands.add_parser("compare", help="what got slower beyond the noise"))

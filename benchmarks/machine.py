@@ -59,7 +59,7 @@ def commit() -> str:
     """The commit of the source tree, with "(changed)" where it holds other changes than results; "unknown" without git."""
     try:
         revision = _git("rev-parse", "HEAD")
-        changed = _git("status", "--porcelain", "--", ".", ":!benchmarks/results", ":!README.md")
+        changed = _git("status", "--porcelain", "--", ".", ":!benchmarks/results", ":!README.md", ":!docs")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return f"{revision} (changed)" if changed else revision

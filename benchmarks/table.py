@@ -1,10 +1,11 @@
-"""What a run says, as tables: on the terminal in full, and in Markdown for the README."""
+"""What a run says, as tables: on the terminal in full, and in Markdown for the documentation."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from rich import box
 from rich.console import Console
@@ -15,9 +16,7 @@ from .ratios import KERNELS, milliseconds, ratios
 from .results import Results, Row
 
 ROOT = Path(__file__).resolve().parent.parent
-README = ROOT / "README.md"
 SOURCE = ROOT / "benchmarks" / "results" / "cpu.json"
-BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 
 
 def time(ms: float) -> str:
@@ -105,7 +104,7 @@ def step(results: Results) -> Iterator[str]:
 
 
 def markdown(results: Results) -> str:
-    """The README's part, from its first to its last line."""
+    """The documentation's part, from its first to its last line."""
     parts = (_origin(results), _crops(results), _kernels(results), _ratios(results), _words(results))
     return "\n\n".join(filter(None, parts))
 
@@ -232,22 +231,62 @@ def sampling(results: Results) -> Iterator[str]:
         yield f"At K = {classes} {verdict} (time by number of negatives, over that of all: {listed})."
 
 
-def readme_with(text: str, results: Results) -> str:
-    """A README with the part between the markers replaced."""
-    before, found, rest = text.partition(BEGIN)
-    _, found_end, after = rest.partition(END)
-    if not (found and found_end):
-        raise ValueError(f"README.md lacks {BEGIN} or {END}")
-    return f"{before}{BEGIN}\n{markdown(results)}\n{END}{after}"
+def figures(results: Results) -> str:
+    """The README's three figures: time, memory and exactness at the first crop."""
+    m, first = results.machine, results.rows and next((row for row in results.rows if row["sweep"] == "crops"), None)
+    if not first:
+        return ""
+    rows = {
+        name: results.find("crops", first["name"], name) for name in (KERNELS, "port", "compiled", "compiled plain")
+    }
+    ours, port, lean, plain = rows.values()
+    if not (ours and port and lean and plain):
+        return ""
+    ms = milliseconds(ours)
+    pixels = f"{first['pixels']:,} pixels, D = {first['shape'][1]}, K = {first['classes']}"
+    return "\n".join(
+        (
+            f"| forward + backward, {pixels}; {m['cpu']}, {m['threads']} threads | |",
+            "|---|---|",
+            f"| **time** | {time(ms)}; the published loss takes {milliseconds(port) / ms:.0f} times as long, torch.compile "
+            f"{milliseconds(plain) / ms:.1f} times, of the loss factored by hand {milliseconds(lean) / ms:.1f} times |",
+            f"| **memory** | {size(ours['peak_extra_bytes'])}, which is the gradient; the published loss holds "
+            f"{size(port['peak_extra_bytes'])} |",
+            f"| **exactness** | float32, beside float64: loss {error(ours['loss_error'])}, gradient "
+            f"{error(ours['gradient_error'])} (relative) |",
+        )
+    )
 
 
-def main(check: bool, readme: Path = README, source: Path = SOURCE) -> int:
-    """Write the README's part, or say whether it is current."""
-    text = readme.read_text()
-    current = readme_with(text, Results.read(source))
-    if not check:
-        readme.write_text(current)
-    elif current != text:
-        print(f"{readme.name} is not what {source} says: run python -m benchmarks table")
-        return 1
-    return 0
+class Page(NamedTuple):
+    """A page with a part that is written from the results, between two markers."""
+
+    path: Path
+    marker: str
+    write: Callable[[Results], str]
+
+    def with_results(self, text: str, results: Results) -> str:
+        """The page's text with that part replaced."""
+        begin, end = (f"<!-- {self.marker}:{which} -->" for which in ("begin", "end"))
+        before, found, rest = text.partition(begin)
+        _, found_end, after = rest.partition(end)
+        if not (found and found_end):
+            raise ValueError(f"{self.path.name} lacks {begin} or {end}")
+        return f"{before}{begin}\n{self.write(results)}\n{end}{after}"
+
+
+PAGES = (Page(ROOT / "README.md", "figures", figures), Page(ROOT / "docs/using/speed.md", "benchmarks", markdown))
+
+
+def main(check: bool, pages: Sequence[Page] = PAGES, source: Path = SOURCE) -> int:
+    """Write the pages' parts, or say whether they are current."""
+    results, stale = Results.read(source), 0
+    for page in pages:
+        text = page.path.read_text()
+        current = page.with_results(text, results)
+        if not check:
+            page.path.write_text(current)
+        elif current != text:
+            print(f"{page.path.name} is not what {source} says: run python -m benchmarks table")
+            stale = 1
+    return stale

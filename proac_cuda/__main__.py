@@ -58,8 +58,8 @@ def info() -> int:
         table.add_row(name, home, "yes" if status.can_run else "no", status.reason)
     console.print(table)
     console.print(
-        "The CUDA and Triton kernels were proved without a GPU so far (see the README, what was run on what): where there "
-        "is one, run python -m proac_cuda check first.",
+        "The CUDA and Triton kernels were proved without a GPU so far (docs/using/speed.md says what was run on what): "
+        "where there is one, run python -m proac_cuda check first.",
         soft_wrap=True,
     )
     override = os.environ.get(ENVIRONMENT_VARIABLE)

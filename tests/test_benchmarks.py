@@ -461,21 +461,23 @@ def test_command_line_end_to_end(tiny):
 
 
 def test_markdown_and_its_check(tiny, tmp_path, capsys):
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n")
-    assert table.main(True, readme, tiny) == 1
+    page = table.Page(tmp_path / "speed.md", "benchmarks", table.markdown)
+    page.path.write_text("before\n<!-- benchmarks:begin -->\nold\n<!-- benchmarks:end -->\nafter\n")
+    assert table.main(True, [page], tiny) == 1
     assert "is not what" in capsys.readouterr().out
-    assert table.main(False, readme, tiny) == 0
-    assert table.main(True, readme, tiny) == 0
-    text = readme.read_text()
+    assert table.main(False, [page], tiny) == 0
+    assert table.main(True, [page], tiny) == 0
+    text = page.path.read_text()
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
     assert CONTESTANTS["eager"].what in text and "GFLOP/s" in text
     with pytest.raises(ValueError, match="lacks"):
-        table.readme_with("no markers", Results.read(tiny))
+        page.with_results("no markers", Results.read(tiny))
 
 
-def test_readme_is_current():
+def test_pages_are_current():
     assert table.main(check=True) == 0
+    readme = (table.ROOT / "README.md").read_text()
+    assert "**exactness**" in readme and len(readme.split()) <= 900
 
 
 def test_ratios():

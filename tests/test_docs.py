@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted(path for path in (ROOT / "docs").rglob("*.md") if "```python\n" in path.read_text())
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [path for path in DOCUMENTS if "```python\n" in path.read_text()]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -23,10 +24,16 @@ def test_code_of_a_page_runs(page):
     exec(compile(code, str(page), "exec"), {})
 
 
-def test_readme_lists_every_module():
-    text = (ROOT / "README.md").read_text()
+def test_tour_lists_every_module():
+    text = (ROOT / "docs" / "reading" / "tour.md").read_text()
     modules = {path.name for path in (ROOT / "proac_cuda").glob("*.py")} - {"__init__.py"}
     assert not {name for name in modules if f"/{name}`" not in text and f"`{name}`" not in text}
+
+
+@pytest.mark.parametrize("page", [*DOCUMENTS, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.stem)
+def test_links_lead_somewhere(page):
+    targets = re.findall(r"\]\(([^)#\s]+)", page.read_text())
+    assert not [t for t in targets if not t.startswith("http") and not (page.parent / t).exists()]
 
 
 @pytest.mark.slow

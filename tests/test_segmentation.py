@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -13,9 +14,11 @@ from PIL import Image
 pytest.importorskip("matplotlib", reason="the demo's packages are not installed: pip install .[demo]")
 pytest.importorskip("rich", reason="the demo's packages are not installed: pip install .[demo]")
 
+from rich.console import Console
+
 from benchmarks.memory import peak_extra_bytes
 from benchmarks.segmentation import __main__ as command_line
-from benchmarks.segmentation import climate
+from benchmarks.segmentation import climate, demo
 from benchmarks.segmentation.data import (
     IGNORE_INDEX,
     ArrayDataset,
@@ -440,6 +443,40 @@ def test_runs_with_and_without_proac_start_alike():
     assert with_proac.history[0].cross_entropy == without.history[0].cross_entropy
     assert with_proac.history[1].cross_entropy != without.history[1].cross_entropy
     assert without.history[0].proac is None and without.memory is None
+
+
+@pytest.mark.slow
+def test_demo_says_what_it_does_and_leaves_pictures(tmp_path):
+    console = Console(record=True, width=120, file=io.StringIO())  # no terminal, as in a log
+    config = TrainConfig(proac_weight=0.1, iterations=50, batch_size=2, crop=(32, 32), embedding_dim=8)
+    runs = demo.run_demo(config, lambda: toy_splits(4), tmp_path, console, sphere_steps=12)
+    assert list(runs) == ["cross-entropy", "cross-entropy + 0.1 ProAC"]
+    text = console.export_text()
+    assert all(f"[{k}/5]" in text for k in range(1, 6)) and text.count("step 50 of 50") == 2
+    assert all(words in text for words in ("nearest prototype is the own", "published loss", "proac_cuda", "mean IoU"))
+    for name in ("sphere.png", "sphere.gif", "predictions.png"):
+        with Image.open(tmp_path / name) as picture:
+            assert picture.width > 200, name
+            assert (getattr(picture, "n_frames", 1) > 5) == name.endswith("gif")
+
+
+@pytest.mark.slow
+def test_sphere_shows_what_the_loss_does():
+    """Colours tell the toy's classes apart: pixels start anywhere, and end at the prototype of their class."""
+    data = toy_splits(4)
+    result = train(TrainConfig(iterations=1, batch_size=2, crop=(32, 32)), data)
+    result.network.feature_map = lambda images: torch.nn.functional.avg_pool2d(images, 4)
+    sphere = demo.sphere_of(result, data, 60)
+    assert sphere.frames.shape == (61, len(sphere.labels), 3) and sphere.prototypes.shape == (3, 3)
+    torch.testing.assert_close(sphere.frames.norm(dim=-1), torch.ones(sphere.frames.shape[:2]))
+    assert sphere.own[-1] > 0.5 > sphere.own[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("iterations", [1, 2, 9, 10, 11])
+def test_any_number_of_steps_can_be_asked_for(iterations):
+    config = TrainConfig(iterations=iterations, batch_size=2, crop=(32, 32), embedding_dim=8)
+    assert len(train(config, toy_splits(4)).history) == iterations
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -375,11 +376,14 @@ def test_the_committed_report_is_what_the_committed_runs_say():
         assert not run["commit"].endswith("+")
 
 
-def test_readme_quotes_the_committed_report():
-    """Rows and findings stand in README.md word for word."""
-    readme = (COMMITTED.parents[2] / "README.md").read_text(encoding="utf-8")
-    section = readme.split("## What it does for a network\n")[1].split("\n## ")[0].splitlines()
-    quoted = [line for line in section if line.startswith(("| ", "- "))]
+def test_the_documentation_quotes_the_committed_report():
+    """Rows and findings stand there word for word, and the README's figures among them."""
+    root = COMMITTED.parents[2]
+    page = (root / "docs" / "using" / "study.md").read_text(encoding="utf-8")
+    quoted = [line for line in page.splitlines() if line.startswith(("| ", "- "))]
+    section = (root / "README.md").read_text(encoding="utf-8").split("## Does it help?\n")[1].split("\n## ")[0]
+    figures = re.findall(r"-?[\d.]+ \+- [\d.]+", section)
+    assert len(figures) == 2 and all(any(figure in line for line in quoted) for figure in figures)
     report = (COMMITTED / "report.md").read_text(encoding="utf-8").splitlines()
     assert len(quoted) > 8
     assert [line for line in quoted if line not in report] == []

@@ -13,6 +13,7 @@ from typing import Any
 # On the CPU, PyTorch's threads busily wait for each other; where another process holds one of two cores, that made
 # a step 20 times slower. Threads that sleep while they wait do not mind. Read when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler, which counts memory, reports that there is no GPU
 
 import torch
 from rich.console import Console
@@ -21,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from .adapters import ADAPTERS
 from .climate import STYLES, load_climate
 from .data import DataError, Splits, folder_splits, read_class_names
+from .demo import run_demo
 from .report import Runs, draw, print_report, write_json
 from .study import ARMS, PLANS, PROTOCOL, SEEDS, SOURCE, TARGETS, Arm, read_runs, run_study, step_cost
 from .study_figures import draw_all, drawn, read_samples
@@ -28,40 +30,27 @@ from .study_report import report_text
 from .train import StepRecord, TrainConfig, train
 
 DEFAULTS = TrainConfig()
+DEMO_ITERATIONS = 250
 
 
 def parser() -> argparse.ArgumentParser:
     """The two commands and their options."""
     top = argparse.ArgumentParser(prog="python -m benchmarks.segmentation", description=__doc__)
     commands = top.add_subparsers(dest="command", required=True)
-    common = argparse.ArgumentParser(add_help=False)
-    option = common.add_argument
-    option("--iterations", type=_positive, default=DEFAULTS.iterations, help="steps of each run (%(default)s)")
-    option("--batch-size", type=_positive, default=DEFAULTS.batch_size, help="(%(default)s)")
-    option("--learning-rate", type=_above_zero, default=DEFAULTS.learning_rate, help="(%(default)s)")
-    option(
-        "--proac-weight",
-        type=_above_zero,
-        default=0.5,
-        help="lambda of cross-entropy + lambda * ProAC (%(default)s)",
-    )
-    option("--temperature", type=_above_zero, default=DEFAULTS.temperature, help="of ProAC (%(default)s)")
-    option("--embedding-dim", type=_positive, default=DEFAULTS.embedding_dim, help="(%(default)s)")
-    option("--seed", type=int, default=DEFAULTS.seed, help="initial weights, data order (%(default)s)")
-    option("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(%(default)s)")
 
     demo = commands.add_parser(
         "demo",
-        parents=[common],
+        parents=[_common(DEMO_ITERATIONS)],
         help="satellite tiles and climate zones, with and without ProAC",
-        description="Train twice on satellite tiles labelled with climate zones, with and without ProAC.",
+        description="Train twice on satellite tiles labelled with climate zones, with and without ProAC; look at the "
+        "embeddings on a sphere; time the loss on this machine.",
     )
     demo.add_argument("--style", choices=STYLES, default="blue_marble", help="how the Earth is drawn (%(default)s)")
     demo.add_argument("--output", type=Path, default=Path("results/demo"), help="folder (%(default)s)")
 
     own = commands.add_parser(
         "train",
-        parents=[common],
+        parents=[_common(DEFAULTS.iterations)],
         help="your own images and masks, or a published data set, with and without ProAC",
         description="Train twice, with and without ProAC: on your own folder (--images, --masks, --classes; a mask has "
         "the name of its image, and its pixels are class indices; 255 is ignored), or on a published data set that "
@@ -96,6 +85,26 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("--output", type=Path, help="folder to write into (that of the study)")
     commands.add_parser("cost", help="processor time of a training step with ProAC over one without")
     return top
+
+
+def _common(iterations: int) -> argparse.ArgumentParser:
+    """The options of training, for a command's parents."""
+    common = argparse.ArgumentParser(add_help=False)
+    option = common.add_argument
+    option("--iterations", type=_positive, default=iterations, help="steps of each run (%(default)s)")
+    option("--batch-size", type=_positive, default=DEFAULTS.batch_size, help="(%(default)s)")
+    option("--learning-rate", type=_above_zero, default=DEFAULTS.learning_rate, help="(%(default)s)")
+    option(
+        "--proac-weight",
+        type=_above_zero,
+        default=0.1,
+        help="lambda of cross-entropy + lambda * ProAC (%(default)s)",
+    )
+    option("--temperature", type=_above_zero, default=DEFAULTS.temperature, help="of ProAC (%(default)s)")
+    option("--embedding-dim", type=_positive, default=DEFAULTS.embedding_dim, help="(%(default)s)")
+    option("--seed", type=int, default=DEFAULTS.seed, help="initial weights, data order (%(default)s)")
+    option("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(%(default)s)")
+    return common
 
 
 def _positive(text: str) -> int:
@@ -212,10 +221,10 @@ def demo_or_own(args: argparse.Namespace, console: Console) -> None:
         device=args.device,
     )
     if args.command == "demo":
-        data = load_climate(args.style)
-    else:
-        config = replace(config, crop=tuple(args.crop))
-        data = own_data(args)
+        run_demo(config, lambda: load_climate(args.style), args.output, console)
+        return
+    config = replace(config, crop=tuple(args.crop))
+    data = own_data(args)
     counts = (len(part) for part in (data.train, data.validation, data.test))
     console.print("{} training, {} validation and {} test images".format(*counts))
     compare(config, data, args.output, console)

@@ -167,8 +167,9 @@ class Training:
                 parameters.append({"params": learnable, "weight_decay": 0.0})
         self.class_weight = median_frequency_weights(data.train).to(device) if config.class_weighted else None
         self.optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+        warm_up = 0.1 if config.iterations != 10 else 0.2  # of one step, less one: OneCycleLR would divide by zero
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimizer, config.learning_rate, total_steps=config.iterations, pct_start=0.1
+            self.optimizer, config.learning_rate, total_steps=config.iterations, pct_start=warm_up
         )
         self.source = Batches(data.train, config.batch_size, config.crop, config.seed)
         self.teacher = self.target = None
