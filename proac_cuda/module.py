@@ -170,6 +170,24 @@ class ProACLoss(KeepsInitialValues):
             label_sampling=self.label_sampling,
         )
 
+    def same_on_all_ranks(self) -> dict[str, Any]:
+        """What has to be the same on all ranks, by name; :func:`proac_cuda.distributed.check_ranks` compares it."""
+        names = (
+            "num_classes",
+            "embedding_dim",
+            "temperature",
+            "ignore_index",
+            "num_negatives",
+            "negative_reduction",
+            "pixel_anchor_weight",
+            "reduction",
+            "label_sampling",
+            "class_weight",
+            "prototypes",
+        )
+        ranks = None if self.process_group is None else self.process_group.size()
+        return {"ranks of process_group": ranks, **{name: getattr(self, name) for name in names}}
+
     def _why_empty(self, name: str, tensor: Tensor, history: str) -> str | None:
         never_filled = history == "lost"
         if name != "prototypes":

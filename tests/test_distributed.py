@@ -243,3 +243,47 @@ def test_a_call_with_a_group_compiles(group):
 
     torch._dynamo.reset()
     torch.testing.assert_close(torch.compile(loss, fullgraph=True, backend="aot_eager")(features), loss(features))
+
+
+def _compare_ranks(rank: int, world_size: int, port: int, results: str) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=world_size)
+
+    def said(**differs) -> str:
+        options = {"process_group": dist.group.WORLD} | {name: values[rank] for name, values in differs.items()}
+        model = torch.nn.Sequential(torch.nn.Identity(), proac_cuda.ProACLoss(4, 8, **options))
+        try:
+            distributed.check_ranks(model)
+        except ValueError as error:
+            return str(error)
+        return "all alike"
+
+    texts = [
+        said(),
+        said(seed=[1, 2]),  # rank 0's is used, and a backend is a rank's own affair
+        said(backend=["auto", "reference"]),
+        said(temperature=[0.1, 0.2]),
+        said(prototype_seed=[0, 1]),
+        said(num_negatives=[None, 5]),
+        said(process_group=[dist.group.WORLD, None]),
+        said(class_weight=[torch.ones(4), None]),
+    ]
+    torch.save(texts, f"{results}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_ranks_that_differ_are_found(tmp_path):
+    """All of them print one loss, whatever they hold; and each has to be told."""
+    mp.spawn(_compare_ranks, (2, _free_port(), str(tmp_path)), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert first == second and first[:3] == ["all alike"] * 3
+    assert "1.temperature is not the same on all ranks (rank 0: 0.1, rank 1: 0.2)" in first[3]
+    assert "1.prototypes" in first[4] and "hash" in first[4]
+    assert "1.num_negatives" in first[5] and "1.ranks of process_group" in first[6] and "1.class_weight" in first[7]
+
+
+def test_check_of_ranks_needs_ranks():
+    with pytest.raises(RuntimeError, match="init_process_group"):
+        distributed.check_ranks(proac_cuda.ProACLoss(3, 4))
