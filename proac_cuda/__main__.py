@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import itertools
+import json
 import os
 import platform
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,37 +41,56 @@ def _version_of(package: str) -> str:
         return "not installed"
 
 
-def info() -> int:
+def info(as_json: bool = False) -> int:
     """Versions, what is built, which backend would run where, and why not the others."""
-    console = _console()
-    console.print(f"proac_cuda {__version__}   Python {platform.python_version()}   {platform.platform()}")
-    console.print(f"torch {torch.__version__} (CUDA {torch.version.cuda or 'no'})   triton {_version_of('triton')}")
     built = extension.build_info()
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    override = os.environ.get(ENVIRONMENT_VARIABLE)
+    choices = {}
+    for device in ["cpu", "cuda"] if devices else ["cpu"]:
+        try:
+            choices[device] = choose_backend("auto", torch.device(device)).name
+        except (RuntimeError, ValueError) as error:  # what the environment variable asks for
+            choices[device] = f"none. {error}"
+    found = {
+        "proac_cuda": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "triton": _version_of("triton"),
+        "extension": built or extension.why_not_cpu(),
+        "threads": torch.get_num_threads(),
+        "gpus": devices,
+        "backends": {name: status._asdict() for name, status in available_backends().items()},
+        ENVIRONMENT_VARIABLE: override,
+        "auto": choices,
+    }
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return 0
+
+    console = _console()
+    console.print(f"proac_cuda {__version__}   Python {found['python']}   {found['platform']}")
+    console.print(f"torch {torch.__version__} (CUDA {torch.version.cuda or 'no'})   triton {found['triton']}")
     if built:
         console.print("extension: " + ", ".join(f"{key} kernels for {value}" for key, value in built.items()))
     else:
-        console.print(f"extension: {extension.why_not_cpu()}", soft_wrap=True)
-    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    console.print(f"devices: CPU ({torch.get_num_threads()} threads)" + "".join(f", {name}" for name in devices))
-
+        console.print(f"extension: {found['extension']}", soft_wrap=True)
+    console.print(f"devices: CPU ({found['threads']} threads)" + "".join(f", {name}" for name in devices))
     table = Table("backend", "tensors on", "can run", "why not", title="Backends")
     for name, status in available_backends().items():
         home = "any device" if name == "reference" else BACKENDS[name].home
-        table.add_row(name, home, "yes" if status.can_run else "no", status.reason)
+        table.add_row(name, home, "[green]yes[/green]" if status.can_run else "[yellow]no[/yellow]", status.reason)
     console.print(table)
     console.print(
         "The CUDA and Triton kernels were proved without a GPU so far (docs/using/speed.md says what was run on what): "
         "where there is one, run python -m proac_cuda check first.",
         soft_wrap=True,
     )
-    override = os.environ.get(ENVIRONMENT_VARIABLE)
     if override:
         console.print(f'{ENVIRONMENT_VARIABLE}={override} stands in for backend="auto"')
-    for device in ["cpu", "cuda"] if devices else ["cpu"]:
-        try:
-            choice = choose_backend("auto", torch.device(device)).name
-        except (RuntimeError, ValueError) as error:  # what the environment variable asks for
-            choice = f"none. {error}"
+    for device, choice in choices.items():
         console.print(f'backend="auto" on {device} tensors: {choice}', soft_wrap=True)
     return 0
 
@@ -82,67 +103,83 @@ _CHECKS: dict[str, dict[str, Any]] = {
 }
 
 
-def check() -> int:
+_NOT_TESTED = (
+    "one shape (2 x 64 channels x 32 x 32 pixels, 19 classes), contiguous; no other layout, no learnable prototypes, no "
+    "torch.compile, no process group, no speed: those are the test suite's"
+)
+
+
+def check(as_json: bool = False) -> int:
     """Every backend that can run here, against the reference in float64, as a table. 1 where one disagrees, or is hidden."""
+    rows = list(_compared())
+    unchecked = {name: status.reason for name, status in available_backends().items() if not status.can_run}
+    hidden = extension.is_shadowed()
+    failures = sum(not row["good"] for row in rows)
+    if as_json:
+        print(
+            json.dumps({"rows": rows, "not checked": unchecked, "hidden build": hidden, "scope": _NOT_TESTED}, indent=1)
+        )
+        return 1 if failures or hidden else 0
+    table = Table("backend", "device", "dtype", "case", "loss error", "gradient error", "ms", "verdict")
+    for row in rows:
+        table.add_row(
+            *(row[key] for key in ("backend", "device", "dtype", "case")),
+            *(f"{row[key]:.1e}" for key in ("loss error", "gradient error")),
+            f"{row['ms']:.1f}",
+            "[green]good[/green]" if row["good"] else "[bold red]WRONG[/bold red]",
+        )
+    console = _console()
+    console.print(table)
+    for name, reason in unchecked.items():
+        console.print(f'Not checked: "{name}" ({reason})', soft_wrap=True)
+    console.print(f"Looked at: {_NOT_TESTED}.", soft_wrap=True)
+    if hidden:
+        console.print("The compiled extension is installed, and was not checked: see above.", style="bold")
+    return 1 if failures or hidden else 0
+
+
+def _compared() -> Iterator[dict[str, Any]]:
+    """A row for each backend that can run, device, dtype and case."""
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(2, 64, 32, 32, generator=generator, dtype=torch.float64)
     labels = torch.randint(0, 20, (2, 64, 64), generator=generator)
     labels[labels == 19] = 255
     prototypes = uniform_prototypes(19, 64, dtype=torch.float64)
     weight = torch.rand(labels.shape, generator=generator)
-
-    table = Table("backend", "device", "dtype", "case", "loss error", "gradient error", "ms", "verdict")
-    failures = 0
     statuses = available_backends()
     for name, backend in BACKENDS.items():
-        devices = (
-            {backend.home, "cuda" if torch.cuda.is_available() else "cpu"} if name == "reference" else {backend.home}
-        )
-        for device in sorted(devices):
-            if not statuses[name].can_run:
-                table.add_row(name, device, "", "", "", "", "", "cannot run: see info")
-                continue
-            for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
-                x = features.to(dtype)
-                for case, settings in _CHECKS.items():
-                    options = dict(settings)
-                    if options.pop("weighted", False):
-                        options["pixel_weight"] = weight
-                    truth = _loss_and_gradient(x.double(), labels, prototypes, "reference", "cpu", options)
-                    start = time.perf_counter()
-                    answer = _loss_and_gradient(x, labels, prototypes, name, device, options)
-                    milliseconds = (time.perf_counter() - start) * 1e3
-                    loss_error = ((answer[0] - truth[0]) / truth[0]).abs().item()
-                    gradient_error = ((answer[1] - truth[1]).norm() / truth[1].norm()).item()
-                    temperature = options.get("temperature", 0.1)
-                    # 16-bit gradients carry their one final rounding beside the error of the computation
-                    limit = {
-                        torch.float64: 1e-12,
-                        torch.float32: 1e-6 + 4e-6 / temperature,
-                        torch.bfloat16: 2e-4 + 2.0**-8,
-                        torch.float16: 2e-4 + 2.0**-6,  # part of these gradients is subnormal in float16
-                    }[dtype]
-                    good = loss_error <= 2e-6 + 5e-6 / temperature and gradient_error <= limit
-                    failures += not good
-                    table.add_row(
-                        name,
-                        device,
-                        str(dtype).removeprefix("torch."),
-                        case,
-                        f"{loss_error:.1e}",
-                        f"{gradient_error:.1e}",
-                        f"{milliseconds:.1f}",
-                        "good" if good else "WRONG",
-                    )
-    console = _console()
-    console.print(table)
-    for name, status in statuses.items():
-        if not status.can_run:
-            console.print(f'Not checked: "{name}" ({status.reason})', soft_wrap=True)
-    if extension.is_shadowed():
-        console.print("The compiled extension is installed, and was not checked: see above.", style="bold")
-        return 1
-    return 1 if failures else 0
+        any_device = {backend.home, "cuda" if torch.cuda.is_available() else "cpu"}
+        devices = sorted(any_device if name == "reference" else {backend.home}) if statuses[name].can_run else []
+        dtypes = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+        for device, dtype, (case, settings) in itertools.product(devices, dtypes, _CHECKS.items()):
+            x = features.to(dtype)
+            options = dict(settings)
+            if options.pop("weighted", False):
+                options["pixel_weight"] = weight
+            truth = _loss_and_gradient(x.double(), labels, prototypes, "reference", "cpu", options)
+            start = time.perf_counter()
+            answer = _loss_and_gradient(x, labels, prototypes, name, device, options)
+            milliseconds = (time.perf_counter() - start) * 1e3
+            loss_error = ((answer[0] - truth[0]) / truth[0]).abs().item()
+            gradient_error = ((answer[1] - truth[1]).norm() / truth[1].norm()).item()
+            temperature = options.get("temperature", 0.1)
+            # 16-bit gradients carry their one final rounding beside the error of the computation
+            limit = {
+                torch.float64: 1e-12,
+                torch.float32: 1e-6 + 4e-6 / temperature,
+                torch.bfloat16: 2e-4 + 2.0**-8,
+                torch.float16: 2e-4 + 2.0**-6,  # part of these gradients is subnormal in float16
+            }[dtype]
+            yield {
+                "backend": name,
+                "device": device,
+                "dtype": str(dtype).removeprefix("torch."),
+                "case": case,
+                "loss error": loss_error,
+                "gradient error": gradient_error,
+                "ms": milliseconds,
+                "good": loss_error <= 2e-6 + 5e-6 / temperature and gradient_error <= limit,
+            }
 
 
 def _loss_and_gradient(
@@ -175,6 +212,13 @@ def prototypes(arguments: argparse.Namespace) -> int:
     else:
         values = uniform_prototypes(num_classes, embedding_dim, seed=arguments.seed)
     certificate = prototype_certificate(values)
+    if arguments.json:
+        if arguments.output:
+            save_prototypes(arguments.output, values)
+        shape = {"num_classes": values.shape[0], "embedding_dim": values.shape[1]}
+        saved = arguments.output and str(arguments.output)
+        print(json.dumps({**shape, **certificate._asdict(), "saved to": saved}, indent=1))
+        return 0
     console = _console()
     console.print(f"{values.shape[0]} prototypes of {values.shape[1]} dimensions")
     if certificate.arrangement:
@@ -196,8 +240,9 @@ def prototypes(arguments: argparse.Namespace) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m proac_cuda", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("info", help=info.__doc__)
-    commands.add_parser("check", help=check.__doc__)
+    subparsers = [
+        commands.add_parser(name, help=function.__doc__) for name, function in (("info", info), ("check", check))
+    ]
     make = commands.add_parser("prototypes", help=prototypes.__doc__)
     make.add_argument("K", type=int, nargs="?", help="number of classes")
     make.add_argument("D", type=int, nargs="?", help="dimensions of the embedding")
@@ -212,11 +257,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     make.add_argument("--load", type=Path, metavar="FILE", help="certify the prototypes of a .pth or .npy file")
     make.add_argument("--output", type=Path, metavar="FILE", help="save to a .pth or .npy file")
+    for subparser in (*subparsers, make):
+        subparser.add_argument("--json", action="store_true", help="for machines: JSON on stdout")
     arguments = parser.parse_args(argv)
     try:
         if arguments.command == "prototypes":
             return prototypes(arguments)
-        return info() if arguments.command == "info" else check()
+        return (info if arguments.command == "info" else check)(arguments.json)
     except (ValueError, OSError) as error:
         print(f"proac_cuda {arguments.command}: {error}", file=sys.stderr)
         return 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 
 from proac_cuda import load_prototypes
 from proac_cuda.__main__ import main
@@ -38,7 +40,35 @@ def test_info_says_where_an_override_cannot_run(name, why, capsys, monkeypatch):
 @pytest.mark.slow
 def test_check(capsys):
     assert main(["check"]) == 0
-    assert "WRONG" not in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "WRONG" not in text and "no process group" in text
+
+
+def test_info_for_machines(capsys):
+    assert main(["info", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["torch"] == torch.__version__ and set(found["backends"]) == {"cpp", "cuda", "triton", "reference"}
+    assert found["backends"]["reference"] == {"can_run": True, "reason": ""} and found["auto"]["cpu"] in (
+        "cpp",
+        "reference",
+    )
+
+
+@pytest.mark.slow
+def test_check_for_machines(capsys):
+    assert main(["check", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert all(row["good"] for row in found["rows"]) and "no process group" in found["scope"]
+    checked = {row["backend"] for row in found["rows"]}
+    assert "reference" in checked and not checked & set(found["not checked"])
+
+
+def test_certificate_for_machines(capsys, tmp_path):
+    path = tmp_path / "anchors.npy"
+    assert main(["prototypes", "5", "8", "--json", "--output", str(path)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["num_classes"], found["embedding_dim"]) == (5, 8) and found["largest_cosine"] == pytest.approx(-0.25)
+    assert found["saved to"] == str(path) and np.load(path).shape == (5, 8)
 
 
 def test_prototypes(capsys, tmp_path):
