@@ -18,13 +18,17 @@ from .pixels import nearest_index
 from .prototypes import prototype_certificate
 from .validation import LABEL_DTYPES, as_int, check_label_sampling, check_tensor
 
-# Quantity: its title, and whether large values are the bad ones.
+_OWN, _HARDEST = "mean_positive_cosine", "hardest_negative_cosine"
 _SHOWN = {
-    "mean_positive_cosine": ("mean cosine of a class's pixels with its prototype", False),
-    "hardest_negative_cosine": ("largest cosine of another class's pixel with it", True),
-    "log_z": ("log Z", True),
+    _OWN: "mean cosine of a class's pixels with its prototype",
+    _HARDEST: "largest cosine of another class's pixel with it",
+    "log_z": "log Z",
 }
 _LABEL_SHARE = "share of a class's label pixels that features read"
+_COLOURS = ("C3", "C1", "C0")  # of the classes that are drawn one by one
+_LONG = 100  # steps after which a class that has no pixels, or positives that do not rise, are worth a word
+_RISE, _LOW = 0.02, 0.3  # positives that rise by less, and end below, have not risen
+_COLLAPSED = 0.9  # cosine of two prototypes
 _NAMED = 40  # classes that have room for their names
 _POINTS = 400  # of a curve: more than that are not to be seen, and take long to draw
 
@@ -152,53 +156,103 @@ class History:
         present = torch.stack([stats.weight for stats in self._stats]) > 0
         return torch.where(present, table, torch.nan).cpu()
 
-    def save_picture(self, path: str | os.PathLike[str]) -> None:
-        """For each quantity, the median over the classes with the worst three; below it, all classes, blank where absent.
+    def hints(self, prototypes: Tensor | None = None) -> list[str]:
+        """What looks wrong, a sentence each: nothing where all is well. Synchronises with the GPU.
 
-        Of more than 400 steps, successive ones are drawn as one point, their mean.
+        Over 100 steps and more: classes without a pixel in the last 100; positives that did not rise. With learnable
+        ``prototypes`` (K, D): pairs that have come together.
+        """
+        found = []
+        if len(self.steps) >= _LONG:
+            weight = torch.stack([stats.weight for stats in self._stats[-_LONG:]]).cpu()
+            names = _names(self.class_names, weight.shape[1])
+            own = self.values(_OWN)
+            quarter = len(own) // 4
+            first, last = own[:quarter].nanmedian(0).values, own[-quarter:].nanmedian(0).values
+            for k, name in enumerate(names):
+                if not (weight[:, k] > 0).any():
+                    found.append(
+                        f"class {name}: no pixel in the last {_LONG} steps. Is it in the labels, and do the features read "
+                        "it? diagnostics.labels_read counts both"
+                    )
+                elif last[k] - first[k] < _RISE and last[k] < _LOW:
+                    found.append(
+                        f"class {name}: the cosine of its pixels with its prototype has not risen ({first[k]:.2f}, then "
+                        f"{last[k]:.2f}). Are the head's parameters in the optimizer, and is lambda above 0?"
+                    )
+        if prototypes is not None:
+            unit = torch.nn.functional.normalize(prototypes.detach().double().cpu(), dim=1)
+            cosines = (unit @ unit.T).triu(1)
+            names = _names(self.class_names, len(unit))
+            for i, j in torch.nonzero(cosines > _COLLAPSED).tolist():
+                found.append(
+                    f"prototypes of classes {names[i]} and {names[j]} have come together (cosine {cosines[i, j]:.2f}): train "
+                    "them more slowly, or use fixed ones"
+                )
+        return found
+
+    def save_picture(self, path: str | os.PathLike[str]) -> None:
+        """The three classes that are told apart worst, each in one colour, and the median over all; below, every class.
+
+        The first panel holds both cosines of a class: of its own pixels (solid) and of the hardest pixel of another class
+        (dashed). Of more than 400 steps, successive ones are drawn as one point, their mean. Blank where a class is absent.
         """
         if not self.steps:
             raise ValueError("history: nothing was added yet")
         shown = dict(_SHOWN)
         if any(share is not None for share in self._shares):
-            shown["label_share"] = _LABEL_SHARE, False
+            shown["label_share"] = _LABEL_SHARE
         plt = _pyplot()
         steps = _thinned(torch.tensor(self.steps, dtype=torch.float64))
         names = _drawn_names(self.class_names, len(self._stats[0].weight))
-        height = 0.17 * min(max(len(names), 15), _NAMED) + 0.5
-        figure, axes = plt.subplots(
-            2,
-            len(shown),
-            figsize=(5 * len(shown), 3.2 + height),
-            height_ratios=(3.2, height),
-            sharex="col",
-            squeeze=False,
-            constrained_layout=True,
-        )
-        for column, (quantity, (title, large_is_bad)) in enumerate(shown.items()):
+        legends = names if self.class_names else [f"class {name}" for name in names]
+        tables = {}
+        for quantity in shown:
             table = self.values(quantity).double()
-            table = _thinned(table.masked_fill(~table.isfinite(), torch.nan))
-            axes[0, column].set_title(title, fontsize=11)
-            self._draw_summary(axes[0, column], steps, table, names, large_is_bad)
-            image = _draw_classes(axes[1, column], steps, table, names)
-            axes[1, column].set_xlabel("step")
-            figure.colorbar(image, ax=axes[1, column], pad=0.01)
+            tables[quantity] = _thinned(table.masked_fill(~table.isfinite(), torch.nan))
+        worst = _worst(tables[_OWN], tables[_HARDEST])
+
+        height = 0.17 * min(max(len(names), 15), _NAMED) + 0.5
+        figure = plt.figure(figsize=(5 * len(shown), 3.4 + height), constrained_layout=True)
+        grid = figure.add_gridspec(2, len(shown), height_ratios=(3.4, height))
+        cosines = figure.add_subplot(grid[0, :2])
+        cosines.set_title(
+            "cosines with the prototype: own pixels (solid), hardest of another class (dashed)", fontsize=11
+        )
+        _draw_lines(cosines, steps, tables[_OWN], legends, worst, "solid")
+        cosines.legend(fontsize=8, framealpha=0.6)
+        _draw_lines(cosines, steps, tables[_HARDEST], legends, worst, "dashed")
+        for column, (quantity, title) in enumerate(shown.items()):
+            if column >= 2:
+                axis = figure.add_subplot(grid[0, column])
+                axis.set_title(title, fontsize=11)
+                _draw_lines(axis, steps, tables[quantity], legends, worst, "solid")
+            axis = figure.add_subplot(grid[1, column])
+            image = _draw_classes(axis, steps, tables[quantity], names)
+            axis.set_xlabel("step")
+            axis.set_title(f"{title}, every class", fontsize=9)
+            figure.colorbar(image, ax=axis, pad=0.01)
         figure.savefig(path, dpi=110)
         plt.close(figure)
 
-    def _draw_summary(self, axis: Any, steps: Tensor, table: Tensor, names: list[str], large_is_bad: bool) -> None:
-        low, middle, high = (table.nanquantile(q, 1).numpy() for q in (0.1, 0.5, 0.9))
-        axis.fill_between(steps.numpy(), low, high, color="0.85", label="10 to 90 % of classes")
-        axis.plot(steps.numpy(), middle, color="0.25", linewidth=2, label="median")
-        recent = table[len(table) * 3 // 4 :].nanmedian(0).values
-        badness = (recent if large_is_bad else -recent).nan_to_num(-torch.inf)
-        for color, k in zip(("C3", "C1", "C0"), badness.argsort(descending=True).tolist(), strict=False):
-            there = ~table[:, k].isnan()
-            label = names[k] if self.class_names else f"class {k}"
-            if there.any():
-                axis.plot(steps[there].numpy(), table[there, k].numpy(), color=color, linewidth=1, label=label)
-        axis.legend(fontsize=8, framealpha=0.6)
-        axis.grid(alpha=0.3)
+
+def _worst(own: Tensor, hardest: Tensor) -> list[int]:
+    """The classes whose hardest negative lies furthest above their own pixels in the last quarter, three of them."""
+    gap = (hardest - own)[len(own) * 3 // 4 :].nanmedian(0).values.nan_to_num(-torch.inf)
+    return [k for k in gap.argsort(descending=True).tolist() if gap[k] > -torch.inf][: len(_COLOURS)]
+
+
+def _draw_lines(axis: Any, steps: Tensor, table: Tensor, names: list[str], classes: list[int], style: str) -> None:
+    """The median over the classes in grey, and some classes in their colours."""
+    axis.plot(
+        steps.numpy(), table.nanquantile(0.5, 1).numpy(), color="0.35", linewidth=2, linestyle=style, label="median"
+    )
+    for colour, k in zip(_COLOURS, classes, strict=False):
+        there = ~table[:, k].isnan()
+        axis.plot(
+            steps[there].numpy(), table[there, k].numpy(), color=colour, linewidth=1.2, linestyle=style, label=names[k]
+        )
+    axis.grid(alpha=0.3)
 
 
 def _thinned(table: Tensor) -> Tensor:

@@ -780,6 +780,26 @@ def test_history_and_pictures(tmp_path):
     assert (tmp_path / "history.png").stat().st_size > 1000 and (tmp_path / "cosines.png").stat().st_size > 1000
 
 
+def test_history_says_what_looks_wrong():
+    """The third class never comes, the second does not move, the first one does; and two prototypes fall together."""
+    prototypes = proac_cuda.uniform_prototypes(3, 8)
+    labels = torch.zeros(1, 1, 8, dtype=torch.int64)
+    labels[..., 4:] = 1
+    start = torch.nn.functional.normalize(torch.randn(8, 8, generator=torch.Generator().manual_seed(0)), dim=1)
+    history = diagnostics.History(["road", "sky", "tree"])
+    for step in range(120):
+        rows = start.clone()
+        rows[:4] += step / 40 * prototypes[0]
+        _, stats = proac_cuda.proac_loss(rows.t().reshape(1, 8, 1, 8), labels, prototypes, return_stats=True)
+        history.add(step, stats)
+        if step == 50:
+            assert history.hints(prototypes) == []  # too early to tell
+    hints = history.hints(torch.tensor([[1.0, 0, 0], [0, 1, 0], [0.1, 1, 0]]))
+    assert [hint.split(":")[0] for hint in hints[:2]] == ["class sky", "class tree"]
+    assert "has not risen" in hints[0] and "no pixel in the last 100 steps" in hints[1]
+    assert len(hints) == 3 and "sky and tree have come together" in hints[2]
+
+
 def test_long_history_is_thinned(tmp_path, monkeypatch):
     pyplot = pytest.importorskip("matplotlib.pyplot")
     prototypes = proac_cuda.uniform_prototypes(3, 8)
