@@ -103,7 +103,7 @@ def test_prototypes_interrupted_are_kept(tmp_path):
         assert "Ctrl-C ends the search" in process.stderr.readline()
         time.sleep(3)
         process.send_signal(signal.SIGINT)
-        out, _ = process.communicate(timeout=60)
+        out, _ = process.communicate(timeout=600)
     assert process.returncode == 0
     assert "saved to" in out and "kept.npy" in out.replace("\n", "")
     assert np.load(path).shape == (70, 12)
