@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from . import extension, proac_loss
+from . import triton as triton_kernels
 from .backends import BACKENDS, ENVIRONMENT_VARIABLE, available_backends, choose_backend
 from .prototypes import (
     load_prototypes,
@@ -62,6 +63,7 @@ def info() -> int:
         "is one, run python -m proac_cuda check first.",
         soft_wrap=True,
     )
+    console.print(f"Triton kernels: {triton_kernels.GPUS}", soft_wrap=True)
     override = os.environ.get(ENVIRONMENT_VARIABLE)
     if override:
         console.print(f'{ENVIRONMENT_VARIABLE}={override} stands in for backend="auto"')

@@ -17,7 +17,7 @@ from proac_cuda.__main__ import main
 def test_info(capsys):
     assert main(["info"]) == 0
     text = capsys.readouterr().out
-    for word in ("proac_cuda", "torch", "cpp", "cuda", "triton", "reference", 'backend="auto" on cpu tensors'):
+    for word in ("proac_cuda", "torch", "cpp", "cuda", "triton", "reference", "7.5", 'backend="auto" on cpu tensors'):
         assert word in text
 
 
