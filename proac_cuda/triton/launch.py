@@ -88,8 +88,8 @@ def _prepare(
     num_classes, channels = prototypes.shape
     k_pad = _round_up(num_classes, tiles.K_MULTIPLE)
     d_pad = _round_up(channels, max(max(tile.BD, tile.DO, tile.KEPT) for tile in chosen))
-    halves = features.dtype in (torch.float16, torch.bfloat16) and architecture(features.device) not in tiles.FMA
-    parts, dtype = (2, features.dtype) if halves else (1, prototypes.dtype)
+    parts = tiles.parts(features.dtype, architecture(features.device))
+    dtype = features.dtype if parts == 2 else prototypes.dtype
     anchors = torch.empty(parts, k_pad, d_pad, dtype=dtype, device=prototypes.device)
     coefficients = None
     if gradient:

@@ -34,6 +34,11 @@ class Tiles(NamedTuple):
     BLOCKS: int = 1  #: of KB classes, of which a program of `class_statistics` deals with that many
 
 
+def parts(dtype: torch.dtype, architecture: str) -> int:
+    """In how many numbers of the features' dtype a prototype's is split; 1: it is float32, or float64."""
+    return 2 if dtype in (torch.float16, torch.bfloat16) and architecture not in FMA else 1
+
+
 def _power_of_two(value: int, low: int, high: int) -> int:
     return max(low, min(high, 1 << (value - 1).bit_length()))
 
