@@ -20,6 +20,7 @@ FILES = [
     "test_bad_input.py",
     "test_properties.py",
     "test_triton_interpreter.py",
+    "test_triton_bounds.py",
 ]
 
 
