@@ -143,6 +143,8 @@ def prototype_tiles(
         return Tiles(16, 16, 16, 4, 1, DO=_power_of_two(channels, 16, 64))
     if more_options or dtype == torch.float16:
         kb = 16
+    if dtype == torch.bfloat16 and architecture in ("sm_86", "sm_89"):  # 8 bytes are spilled with 32, which sm_80 takes
+        kb = 16
     channel_block = 16 if dtype == torch.float16 else _power_of_two(channels, 16, 32)
     widest = 128 if dtype == torch.bfloat16 and not more_options else 64  # more, and registers spill
     return Tiles(kb, 32, channel_block, 4, 1, DO=_power_of_two(channels, 16, widest))
