@@ -24,9 +24,17 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "sm_120")
 #: the most shared memory of a block, bytes
-SHARED_LIMIT = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "sm_120": 99 << 10}
+SHARED_LIMIT = {
+    "sm_75": 64 << 10,
+    "sm_80": 163 << 10,
+    "sm_86": 99 << 10,
+    "sm_89": 99 << 10,
+    "sm_90": 227 << 10,
+    "sm_100": 227 << 10,
+    "sm_120": 99 << 10,
+}
+ARCHITECTURES = tuple(SHARED_LIMIT)
 
 
 class Row(NamedTuple):

@@ -1,4 +1,4 @@
-"""``python -m proac_cuda info | check | prototypes``: what is built, does it work here, and making prototypes."""
+"""``python -m proac_cuda info | check | tiles | prototypes``: what is built, does it work here, how, and making prototypes."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from . import extension, proac_loss
+from . import triton as triton_kernels
 from .backends import BACKENDS, ENVIRONMENT_VARIABLE, available_backends, choose_backend
 from .prototypes import (
     load_prototypes,
@@ -27,6 +28,7 @@ from .prototypes import (
     search_prototypes,
     uniform_prototypes,
 )
+from .triton.report import architecture_of, reports
 from .version import __version__
 
 
@@ -88,6 +90,7 @@ def info(as_json: bool = False) -> int:
         "where there is one, run python -m proac_cuda check first.",
         soft_wrap=True,
     )
+    console.print(f"Triton kernels: {triton_kernels.GPUS}", soft_wrap=True)
     if override:
         console.print(f'{ENVIRONMENT_VARIABLE}={override} stands in for backend="auto"')
     for device, choice in choices.items():
@@ -197,6 +200,38 @@ def _loss_and_gradient(
     return loss.detach().cpu().double(), gradient.cpu().double()
 
 
+def tiles(arguments: argparse.Namespace) -> int:
+    """Which tiles the Triton kernels take on a GPU, what they read, and what a thread holds."""
+    gpu = arguments.gpu or (torch.cuda.get_device_name() if torch.cuda.is_available() else None)
+    if gpu is None:
+        raise ValueError('PyTorch sees no GPU here: name one, such as "A100" or "sm_80"')
+    architecture = architecture_of(gpu)
+    console = _console()
+    table = Table(
+        "kernel", "classes", "pixels", "channels", "warps", "features read", "prototypes read", "numbers a thread holds",
+        title=f"{gpu} ({architecture}), {arguments.dtype}, D = {arguments.embedding_dim}, K = {arguments.num_classes}",
+    )  # fmt: skip
+    for row in reports(
+        architecture,
+        getattr(torch, arguments.dtype),
+        arguments.embedding_dim,
+        arguments.num_classes,
+        arguments.more_options,
+    ):
+        tile = row.tile
+        table.add_row(
+            row.kernel, str(tile.KB) if tile.BLOCKS == 1 else f"{tile.BLOCKS} x {tile.KB}", str(tile.BM), str(tile.BD),
+            str(tile.num_warps), f"{row.features:.2f}x", f"{row.prototypes:.2f}x", str(row.numbers),
+        )  # fmt: skip
+    console.print(table)
+    console.print(
+        "By calculation: reads over the features' bytes, from caches or memory. prototype_gradient runs only where prototypes "
+        "require a gradient.",
+        soft_wrap=True,
+    )
+    return 0
+
+
 def prototypes(arguments: argparse.Namespace) -> int:
     """Make prototypes, or load them; print their certificate; save them."""
     num_classes = arguments.K if arguments.num_classes is None else arguments.num_classes
@@ -237,12 +272,27 @@ def prototypes(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1, got {value}")
+    return value
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m proac_cuda", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     subparsers = [
         commands.add_parser(name, help=function.__doc__) for name, function in (("info", info), ("check", check))
     ]
+    of_gpu = commands.add_parser("tiles", help=tiles.__doc__)
+    of_gpu.add_argument("gpu", nargs="?", help='a name such as "A100", or "sm_80"; default: the GPU here')
+    of_gpu.add_argument("--num-classes", type=_positive, default=19, metavar="K")
+    of_gpu.add_argument("--embedding-dim", type=_positive, default=256, metavar="D")
+    of_gpu.add_argument("--dtype", default="bfloat16", choices=["float16", "bfloat16", "float32", "float64"])
+    of_gpu.add_argument(
+        "--more-options", action="store_true", help="as with weights, sampled sets, the twin or statistics"
+    )
     make = commands.add_parser("prototypes", help=prototypes.__doc__)
     make.add_argument("K", type=int, nargs="?", help="number of classes")
     make.add_argument("D", type=int, nargs="?", help="dimensions of the embedding")
@@ -263,6 +313,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments.command == "prototypes":
             return prototypes(arguments)
+        if arguments.command == "tiles":
+            return tiles(arguments)
         return (info if arguments.command == "info" else check)(arguments.json)
     except (ValueError, OSError) as error:
         print(f"proac_cuda {arguments.command}: {error}", file=sys.stderr)

@@ -19,7 +19,7 @@ from proac_cuda.__main__ import main
 def test_info(capsys):
     assert main(["info"]) == 0
     text = capsys.readouterr().out
-    for word in ("proac_cuda", "torch", "cpp", "cuda", "triton", "reference", 'backend="auto" on cpu tensors'):
+    for word in ("proac_cuda", "torch", "cpp", "cuda", "triton", "reference", "7.5", 'backend="auto" on cpu tensors'):
         assert word in text
 
 
@@ -35,6 +35,32 @@ def test_info_says_where_an_override_cannot_run(name, why, capsys, monkeypatch):
     assert main(["info"]) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith('backend="auto" on cpu')]
     assert "none" in line and why in line and "PROAC_BACKEND" in line
+
+
+@pytest.mark.parametrize(
+    "gpu, architecture",
+    [("T4", "sm_75"), ("Tesla T4", "sm_75"), ("A10", "sm_86"), ("NVIDIA A100-SXM4-80GB", "sm_80"), ("sm_90", "sm_90"),
+     ("NVIDIA GeForce RTX 4090", "sm_89")],
+)  # fmt: skip
+def test_tiles(gpu, architecture, capsys):
+    assert main(["tiles", gpu, "--num-classes", "150", "--dtype", "bfloat16"]) == 0
+    text = capsys.readouterr().out
+    assert f"({architecture}), bfloat16, D = 256, K = 150" in text and "prototype_gradient" in text
+
+
+def test_tiles_says_what_150_classes_read(capsys):
+    """The figures that the PTX interpreter counts: test_triton_compiled.py."""
+    main(["tiles", "A100", "--num-classes", "150"])
+    lines = {line.split()[1]: line.split("│")[6:8] for line in capsys.readouterr().out.splitlines() if "│" in line}
+    assert [cell.strip() for cell in lines["class_statistics"]] == ["1.00x", "2.50x"]
+    assert [cell.strip() for cell in lines["gradient_by_classes"]] == ["1.00x", "10.00x"]
+
+
+@pytest.mark.parametrize("arguments, message", [(["Voodoo"], "'Voodoo'"), ([], "name one")])
+def test_tiles_errors(arguments, message, capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert main(["tiles", *arguments]) == 2
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ FILES = [
     "test_bad_input.py",
     "test_properties.py",
     "test_triton_interpreter.py",
+    "test_triton_bounds.py",
 ]
 
 
@@ -78,6 +79,15 @@ def test_imports_without_triton():
     assert "Triton is not installed" in done.stdout
 
 
+@pytest.mark.parametrize("capability, runs", [((7, 0), False), ((7, 2), False), ((7, 5), True), ((9, 0), True)])
+def test_gpus_too_old(capability, runs):
+    """Triton itself compiles for 7.5 in every version from 3.6 to 3.9."""
+    from proac_cuda.triton import why_not_capability
+
+    reason = why_not_capability(capability)
+    assert reason is None if runs else "7.5 or higher, not 7." in reason and 'backend="reference"' in reason
+
+
 def test_importing_the_package_imports_no_kernels():
     script = "import sys, proac_cuda; print(any(m.startswith('proac_cuda.triton.') for m in sys.modules))"
     done = subprocess.run(
@@ -116,8 +126,6 @@ def test_label_positions_beyond_2_31_pixels():
 )
 def test_every_loop_goes_round(monkeypatch, dtype, channels, classes, backward):
     """Tiles so small that pixels, classes, channels and chunks all come in several, the last of each ragged."""
-    import proac_cuda
-    from compare import gradient_tolerance
     from proac_cuda.triton import tiles
 
     sizes = {
@@ -131,6 +139,28 @@ def test_every_loop_goes_round(monkeypatch, dtype, channels, classes, backward):
     monkeypatch.setattr(tiles, "forward_tiles", lambda *_: tiles.Tiles(16, 16, 16, 4, 1, BLOCKS=2))
     monkeypatch.setattr(tiles, "backward_tiles", lambda *_: tiles.Tiles(16, 32, 16, 4, 1, **sizes))
     monkeypatch.setattr(tiles, "prototype_tiles", lambda *_: tiles.Tiles(16, 16, 16, 4, 1, DO=32))
+    _compare_every_option(dtype, channels, classes)
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="needs TRITON_INTERPRET=1")
+@pytest.mark.parametrize(
+    "dtype, classes",  # one block of classes; several; so many that the gradient is made block by block
+    [(torch.float16, 37), (torch.bfloat16, 5), (torch.float32, 37), (torch.float16, 260)],
+    ids=str,
+)
+def test_tiles_without_tensor_cores(monkeypatch, dtype, classes):
+    """As on sm_75: products of 16-bit features with prototypes in float32."""
+    from proac_cuda.triton import launch
+
+    monkeypatch.setattr(launch, "architecture", lambda device: "sm_75")
+    _compare_every_option(dtype, 40, classes)
+
+
+def _compare_every_option(dtype, channels, classes):
+    """Loss, statistics and both gradients with every option, against the reference in float64."""
+    import proac_cuda
+    from compare import gradient_tolerance
+
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(2, channels, 3, 13, generator=generator).to(dtype)
     labels = torch.randint(0, classes, (2, 6, 11), generator=generator)

@@ -20,6 +20,9 @@ from .. import ops
 
 NAMESPACE = "proac_cuda_triton"
 
+#: which run the kernels, for `python -m proac_cuda info`
+GPUS = "NVIDIA, compute capability 7.5 and up (7.5, T4 and RTX 20: without tensor cores), and AMD under ROCm"
+
 _FOUND = importlib.util.find_spec("triton") is not None
 _KERNELS = f"{__name__}.launch"
 
@@ -46,10 +49,14 @@ def why_not(device: torch.device) -> str | None:
         return f'it takes CUDA tensors, not {device.type}; use backend="auto", or move the tensors'
     if not torch.cuda.is_available():
         return "PyTorch sees no CUDA device"
-    if torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0):
-        major, minor = torch.cuda.get_device_capability(device)
-        return f'it needs a GPU of compute capability 8.0 or higher, not {major}.{minor}; use backend="reference"'
-    return None
+    return None if torch.version.hip else why_not_capability(torch.cuda.get_device_capability(device))
+
+
+def why_not_capability(capability: tuple[int, int]) -> str | None:
+    """Why no GPU of that compute capability runs the Triton kernels, or None."""
+    if capability >= (7, 5):
+        return None
+    return f'it needs a GPU of compute capability 7.5 or higher, not {capability[0]}.{capability[1]}; use backend="reference"'
 
 
 def _imported_when_called(name: str) -> Callable[..., Any]:

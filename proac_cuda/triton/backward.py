@@ -89,9 +89,9 @@ def gradient_of_similarities(
 
 
 @triton.jit
-def peak_of(values, AXIS: tl.constexpr, DTYPE: tl.constexpr):
-    """What to divide by before rounding to DTYPE: float16 has too few exponents for the range of gradients."""
-    if DTYPE == tl.float16:
+def peak_of(values, AXIS: tl.constexpr, PART: tl.constexpr):
+    """What to divide by before rounding to PART: float16 has too few exponents for the range of gradients."""
+    if PART == tl.float16:
         peak = tl.max(tl.abs(values), AXIS, keep_dims=True)
         return tl.where(peak > 1e-37, peak, 1.0)
     else:
@@ -99,11 +99,11 @@ def peak_of(values, AXIS: tl.constexpr, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def operands(grad, AXIS: tl.constexpr, DTYPE: tl.constexpr, INTERPRETED: tl.constexpr):
+def operands(grad, AXIS: tl.constexpr, PART: tl.constexpr, INTERPRETED: tl.constexpr):
     """Coefficients as a product takes them: (high, low, factor) with grad = (high + low) factor; low only for 16 bits."""
-    if DTYPE == tl.float16 or DTYPE == tl.bfloat16:
-        peak = peak_of(grad, AXIS, DTYPE)
-        high, low = split(grad / peak, DTYPE, INTERPRETED)
+    if PART == tl.float16 or PART == tl.bfloat16:
+        peak = peak_of(grad, AXIS, PART)
+        high, low = split(grad / peak, PART, INTERPRETED)
         return high, low, peak
     else:
         return grad, grad, 1.0
@@ -168,7 +168,7 @@ def feature_gradient_kernel(
 ):  # fmt: skip
     """(11) for a tile of pixels and all classes at once."""
     REAL: tl.constexpr = coefficients.dtype.element_ty
-    DTYPE: tl.constexpr = features.dtype.element_ty
+    PART: tl.constexpr = anchors.dtype.element_ty
     image, pixel, index, inside = tile_of_pixels(tl.program_id(0), tiles_per_image, P, BM, INDEX)
     label, weight, _, _, _, _ = read_pixels(
         index, inside, labels, label_strides, weights, weight_strides, size, label_size, scale, ignore_index, K,
@@ -199,7 +199,7 @@ def feature_gradient_kernel(
             weights is not None,
         )  # fmt: skip
         along += tl.sum(grad * s, 0)
-        grads = grads + (operands(grad * tau_inverse, 0, DTYPE, INTERPRETED),)
+        grads = grads + (operands(grad * tau_inverse, 0, PART, INTERPRETED),)
     for part in tl.static_range(KEPT // BD):
         d = part * BD + tl.arange(0, BD)
         g = gradient_block(anchors, d, grads, BM, K_PAD, D_PAD, KB, REAL, PRECISION, INTERPRETED)

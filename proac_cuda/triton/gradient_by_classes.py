@@ -94,7 +94,7 @@ def gradient_by_classes_kernel(
 ):  # fmt: skip
     """(11) for DO channels of a tile of pixels; ``classes`` is K once more, at run time."""
     REAL: tl.constexpr = coefficients.dtype.element_ty
-    DTYPE: tl.constexpr = features.dtype.element_ty
+    PART: tl.constexpr = anchors.dtype.element_ty
     RESIDENT: tl.constexpr = D <= DO
     BLOCKS: tl.constexpr = DO // BD
     SHARES: tl.constexpr = (D + DO - 1) // DO
@@ -128,10 +128,10 @@ def gradient_by_classes_kernel(
             s = total * (inverse * tau_inverse)[None, :]
             grad = gradient_of_similarities(
                 s, label, weight, normaliser, k, index, coefficients, thresholds, rng_state, K, K_PAD, PIXEL_ANCHOR,
-            weights is not None,
+                weights is not None,
             )  # fmt: skip
             along += tl.sum(grad * s, 0)
-            grad_operands = operands(grad * tau_inverse, 0, DTYPE, INTERPRETED)
+            grad_operands = operands(grad * tau_inverse, 0, PART, INTERPRETED)
             grown = ()
             for part in tl.static_range(DG // BD):
                 d = d_first + (first + part) * BD + tl.arange(0, BD)

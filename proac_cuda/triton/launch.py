@@ -66,12 +66,12 @@ def _round_up(value: int, multiple: int) -> int:
 
 
 def _precision(arch: str, dtype: torch.dtype) -> str:
-    return "tf32x3" if dtype == torch.float32 and not arch.startswith("gfx") else "ieee"
+    return "tf32x3" if dtype == torch.float32 and not arch.startswith("gfx") and arch not in tiles.FMA else "ieee"
 
 
 def _registers(arch: str) -> str | None:
-    """Whose names of registers `vectors.opaque` uses."""
-    return {"sm": "nvidia", "gf": "amd"}.get(arch[:2])
+    """Whose names of registers `vectors.opaque` uses; the interpreter has none."""
+    return None if INTERPRETED else {"sm": "nvidia", "gf": "amd"}.get(arch[:2])
 
 
 class _Anchors(NamedTuple):
@@ -86,9 +86,9 @@ def _prepare(
 ) -> _Anchors:
     """(1): phat, padded to whole blocks of the kernels that read it or mask it; in backward also the coefficients."""
     num_classes, channels = prototypes.shape
-    k_pad = _round_up(num_classes, max(tile.K_MULTIPLE for tile in chosen))
+    k_pad = _round_up(num_classes, tiles.K_MULTIPLE)
     d_pad = _round_up(channels, max(max(tile.BD, tile.DO, tile.KEPT) for tile in chosen))
-    parts = 1 if features.dtype in (torch.float32, torch.float64) else 2
+    parts = tiles.parts(features.dtype, architecture(features.device))
     dtype = features.dtype if parts == 2 else prototypes.dtype
     anchors = torch.empty(parts, k_pad, d_pad, dtype=dtype, device=prototypes.device)
     coefficients = None
@@ -226,7 +226,7 @@ def positive_sums(
     """Stage (ii): as :func:`proac_cuda.reference.positive_sums`."""
     num_classes = statistics.shape[1]
     pixels = Pixels(1, positive.numel(), [])
-    block, classes = 128, min(64, triton.next_power_of_2(num_classes))
+    block, classes = 128, min(32, triton.next_power_of_2(num_classes))  # with 64, ptxas takes six seconds
     chunks = pixels.chunks(block, tiles.MAX_CHUNKS)
     num_chunks = max(1, triton.cdiv(chunks["tiles"], chunks["tiles_per_chunk"]))
     partials = statistics.new_empty(stages.NUM_POSITIVE_SUMS, num_chunks, num_classes)

@@ -27,7 +27,7 @@ def prototype_gradient_kernel(
 ):  # fmt: skip
     """sum_i G_ki xhat_i / tau over a chunk (program axis 0), for KB classes (axis 1) and DO channels (axis 2)."""
     REAL: tl.constexpr = partials.dtype.element_ty
-    DTYPE: tl.constexpr = features.dtype.element_ty
+    PART: tl.constexpr = anchors.dtype.element_ty
     chunk = tl.program_id(0)
     k = tl.program_id(1) * KB + tl.arange(0, KB)
     d_own = tl.program_id(2) * DO + tl.arange(0, DO)
@@ -56,9 +56,9 @@ def prototype_gradient_kernel(
         kept = (label >= 0)[None, :]  # 0 times the NaN of an ignored pixel would be NaN
         grad = tl.where(kept, grad * (inverse * tau_inverse)[None, :], 0.0)
         x = load_features(features, image, pixel, inside, d_own, strides, D)
-        x = tl.trans(tl.where(kept, x, 0.0).to(DTYPE))
-        if DTYPE == tl.float16 or DTYPE == tl.bfloat16:
-            high, low, peak = operands(grad, 1, DTYPE, INTERPRETED)
+        x = tl.trans(tl.where(kept, x, 0.0).to(PART))
+        if PART == tl.float16 or PART == tl.bfloat16:
+            high, low, peak = operands(grad, 1, PART, INTERPRETED)
             part = dot(low, x, tl.full((KB, DO), 0.0, REAL), PRECISION, INTERPRETED)
             total += dot(high, x, part, PRECISION, INTERPRETED) * peak
         else:

@@ -12,8 +12,10 @@ from typing import NamedTuple
 
 import torch
 
+K_MULTIPLE = 32  #: to which classes are padded in memory; loads of blocks beyond that are masked
 MAX_CHUNKS = 512  #: programs that share the pixels of a sum over classes
 MAX_PROTOTYPE_CHUNKS = 64  #: the same for the prototypes' gradient, of which each chunk keeps K x D numbers
+FMA = ("sm_75",)  #: where Triton uses no tensor cores: products are made of multiply-adds in float32
 AMPERE = "sm_80", "sm_86", "sm_89"  #: and Ada
 INTERPRETER_BM = 256  #: the interpreter's time goes by the number of operations, hardly by their size
 
@@ -30,7 +32,11 @@ class Tiles(NamedTuple):
     DG: int = 0
     KEPT: int = 0
     BLOCKS: int = 1  #: of KB classes, of which a program of `class_statistics` deals with that many
-    K_MULTIPLE: int = 32  #: to which classes are padded in memory; loads of blocks beyond that are masked
+
+
+def parts(dtype: torch.dtype, architecture: str) -> int:
+    """In how many numbers of the features' dtype a prototype's is split; 1: it is float32, or float64."""
+    return 2 if dtype in (torch.float16, torch.bfloat16) and architecture not in FMA else 1
 
 
 def _power_of_two(value: int, low: int, high: int) -> int:
@@ -49,6 +55,10 @@ def forward_tiles(
         return Tiles(_power_of_two(classes, 16, 32), 32, 16, 4, 2)
     if architecture == "interpreter":
         return Tiles(_power_of_two(classes, 16, 256), INTERPRETER_BM, channel_block, 4, 2)
+    if architecture in FMA:  # a thread holds 4 to 8 sums of a block of classes
+        blocks = min(8, -(-classes // 32))
+        pixel_block, warps = (64, 4 if classes <= 32 else 8) if blocks <= 3 else (32, 8)
+        return Tiles(_power_of_two(classes, 16, 32), pixel_block, 16, warps, 2, BLOCKS=blocks)
     if classes > 32:
         return _many_classes(dtype, classes, architecture, more_options)
     warps = 4
@@ -88,6 +98,8 @@ def backward_tiles(
     KB < BM, so that Triton lays the warps along the pixels, 8 to a warp, and not along the classes. KEPT and DO are the
     largest under which no register spills; a thread holds that many x BM / 256 features, and with DO as many sums.
     """
+    if architecture in FMA and dtype != torch.float64:
+        return _gradient_without_tensor_cores(channels, classes)
     channel_block = _power_of_two(channels, 16, 32)
     warps, pixel_block = 8, 64
     one_block, held = 32, 256
@@ -107,16 +119,31 @@ def backward_tiles(
     return Tiles(KB=16, DO=own, DG=own, **sizes)
 
 
+def _gradient_without_tensor_cores(channels: int, classes: int) -> Tiles:
+    """Of the feature gradient where products are multiply-adds, which fill pages of code: no loop over channels is unrolled,
+    else a kernel takes 17 to 85 seconds to compile. Features are read a second time, by the same program.
+    """
+    if classes > 256:
+        own = _power_of_two(channels, 16, 32)
+        return Tiles(16, 64, 16, 8, 1, DO=own, DG=own)
+    pixel_block = 64 if classes <= 96 else 32 if classes <= 192 else 16  # more, and registers spill
+    return Tiles(_power_of_two(classes, 16, 32), pixel_block, 16, 8, 1)
+
+
 def prototype_tiles(
     dtype: torch.dtype, channels: int, classes: int, architecture: str, more_options: bool = False
 ) -> Tiles:
     """Of the prototypes' gradient: a block of it (KB, DO) is summed in registers over a chunk."""
     kb = _power_of_two(classes, 16, 32)
+    if architecture in FMA and dtype != torch.float64:
+        return Tiles(kb, 32, 16, 4, 1, DO=_power_of_two(channels, 16, 64))
     if architecture == "interpreter":
         return Tiles(kb, INTERPRETER_BM, _power_of_two(channels, 16, 32), 4, 1, DO=_power_of_two(channels, 16, 128))
     if dtype == torch.float64:
         return Tiles(16, 16, 16, 4, 1, DO=_power_of_two(channels, 16, 64))
     if more_options or dtype == torch.float16:
+        kb = 16
+    if dtype == torch.bfloat16 and architecture in ("sm_86", "sm_89"):  # 8 bytes are spilled with 32, which sm_80 takes
         kb = 16
     channel_block = 16 if dtype == torch.float16 else _power_of_two(channels, 16, 32)
     widest = 128 if dtype == torch.bfloat16 and not more_options else 64  # more, and registers spill

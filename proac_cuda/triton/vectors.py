@@ -6,7 +6,8 @@ Tensor cores take their operands in few bits. What the products here are made of
 * 16 bits: the features are exact as they are; prototypes and coefficients are split in two 16-bit parts, v = high + low
   with |v - high - low| <= 2^-18 |v| (bfloat16; 2^-22 for float16). Since sum_d |xhat_d| |phat_d| <= 1, a cosine is off by
   at most 3.8e-6, and by about 1e-6 / sqrt(D) as a rule.
-* float64: plain products.
+* float64: plain products. float32 and float16 features without tensor cores (sm_75, where Triton uses none): plain products of
+  float32.
 """
 
 from __future__ import annotations
@@ -114,8 +115,10 @@ def add_products(
     INTERPRETED: tl.constexpr,
 ):
     """``total`` (KB, BM) + phat[k, d] x[d]: this block's part of <phat_k, x_i>, for features x (BD, BM) as they lie."""
+    PART: tl.constexpr = anchors.dtype.element_ty
+    x = x.to(PART)
     total = dot(load_anchors(anchors, k, d, 0, K_PAD, D_PAD), x, total, PRECISION, INTERPRETED)
-    if x.dtype == tl.float16 or x.dtype == tl.bfloat16:
+    if PART == tl.float16 or PART == tl.bfloat16:
         total = dot(load_anchors(anchors, k, d, 1, K_PAD, D_PAD), x, total, PRECISION, INTERPRETED)
     return total
 
