@@ -236,7 +236,8 @@ LIMITS = [
 @pytest.mark.parametrize("shared_limit,multiprocessors", LIMITS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize(
-    "channels,num_classes,pixels", [(256, 19, 400), (256, 256, 70), (1024, 40, 70), (1000, 3, 40), (520, 64, 50)]
+    "channels,num_classes,pixels",
+    [(256, 19, 400), (256, 256, 70), (1024, 40, 70), (1000, 3, 40), (520, 64, 50), (1024, 200, 70)],
 )
 def test_fast_tiles(
     dtype: torch.dtype, channels: int, num_classes: int, pixels: int, shared_limit: int, multiprocessors: int
@@ -259,6 +260,17 @@ def test_plans_for_many_classes(
     for stage in (0, 1):
         row = plan(machine, dtype, 256, num_classes, stage)
         assert row["pixels"] == pixels and row["threads"] == 256 and row["prototypes"] <= most[stage], row
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("machine", [80, 90, 120])
+def test_the_fast_path_takes_every_size(machine: int, channels_last: bool) -> None:
+    from cuda_plans import plan
+
+    for dtype in ("float16", "bfloat16", "float32"):
+        for num_classes in (19, 64, 150, 176, 256):
+            for stage in (0, 1, 2):
+                assert plan(machine, dtype, 1024, num_classes, stage, channels_last), (dtype, num_classes, stage)
 
 
 def test_beyond_the_fast_path() -> None:

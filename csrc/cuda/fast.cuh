@@ -23,10 +23,10 @@
 namespace proac::cuda {
 
 struct FastPlan {
-  int tile_pixels;               // 16 to 256
-  int tile_shift;                // its log2
-  int tile_pitch, tile_swizzle;  // TileLayout
-  int classes;                   // template size
+  int tile_pixels;                                // 16 to 256
+  int tile_shift;                                 // its log2
+  int tile_pitch, exchange_shift, exchange_mask;  // TileLayout
+  int classes;                                    // template size
   int threads;
   int rows, channels;  // of the split prototypes in device memory, zero-padded
   int stages;          // that the channels are cut into

@@ -19,10 +19,11 @@ class FeatureCopy {
       : a_(a), place_(place), tile_(tile), channels_left_(static_cast<int>(a.features.channels)) {
     const Features& x = a.features;
     TileLayout<T, kRows> layout = tile_layout<T, kRows>(a.plan);
-    int t = threadIdx.x, pixel, channel;
+    unsigned t = anew(threadIdx.x);
+    int pixel, channel;
     if constexpr (kRows) {
       constexpr int kTogether = 8 / kPieces, kApart = 8 / kTogether;
-      int order = t / kPieces;
+      unsigned order = t / kPieces;
       channel = t % kPieces * S::kVector;
       pixel = order / 8 * 8 + order % kTogether * kApart + order % 8 / kTogether;
       along_ = pixel, across_ = channel;

@@ -208,8 +208,8 @@ __device__ __forceinline__ void multiply_back(float (&sum)[Shape<T, kEights>::kF
 // (11) for a thread's pixels: gradient = sum * scale + (x * inverse) * back, or 0 for ignored pixels, zero vectors and D = 1.
 template <int kFragments>
 struct Direction {
-  float inverse[kFragments][2], back[kFragments][2], scale[kFragments][2];
-  uint32_t keep[kFragments][2];  // all ones, or 0
+  float inverse[kFragments][2], back[kFragments][2];
+  float scale[kFragments][2];  // negative where the gradient is 0
   __device__ __forceinline__ void finish(const MyPixels<kFragments>& mine, const float (&along)[kFragments][2],
                                          const float (&undo)[kFragments][2], float kept_scale, int channels) {
 #pragma unroll
@@ -217,14 +217,14 @@ struct Direction {
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
         bool zero = mine.label[f][j] < 0 || inverse[f][j] == 0.f || channels == 1;
-        keep[f][j] = zero ? 0u : ~0u;
-        scale[f][j] = undo[f][j] / kept_scale * inverse[f][j];
+        scale[f][j] = zero ? -1.f : undo[f][j] / kept_scale * inverse[f][j];
         back[f][j] = -along[f][j] * inverse[f][j];
       }
   }
   __device__ __forceinline__ float gradient(int f, int j, float sum, float x) const {
     return fmaf(sum, scale[f][j], back[f][j] * (x * inverse[f][j]));
   }
+  __device__ __forceinline__ bool is_zero(int f, int j) const { return scale[f][j] < 0.f; }
 };
 
 // Replaces a step's channels of the warp's pixels by their gradient.
@@ -268,7 +268,7 @@ struct TileWriter {
       for (int e = 0; e < 4; ++e) {
         int j = e >> 1, h = e & 1;
         float g = d.gradient(f, j, sum[0][f][e], __uint_as_float(x[j + 2 * h]));
-        store_shared(base[f][j] + h * next_four, __float_as_uint(g) & d.keep[f][j]);
+        store_shared(base[f][j] + h * next_four, d.is_zero(f, j) ? 0u : __float_as_uint(g));
       }
     } else {
 #pragma unroll
@@ -277,8 +277,8 @@ struct TileWriter {
         for (int j = 0; j < 2; ++j) {
           float2 v = Split<T>::unpack(x[2 * h + j]);
           uint32_t word =
-              Split<T>::pack(d.gradient(f, j, sum[h][f][2 * j], v.x), d.gradient(f, j, sum[h][f][2 * j + 1], v.y)) &
-              d.keep[f][j];
+              Split<T>::pack(d.gradient(f, j, sum[h][f][2 * j], v.x), d.gradient(f, j, sum[h][f][2 * j + 1], v.y));
+          if (d.is_zero(f, j)) word = 0u;
           // where planes, the thread's channel is g after it, its pixels 2 q and one more
           store_shared(base[f][j] + h * next_eight, kRows ? word : movmatrix(word));
         }
@@ -342,8 +342,8 @@ __global__ void __launch_bounds__(Shape<T, kEights>::kMostThreads, Shape<T, kEig
     Direction<kFragments> direction;
     bool with_prototypes = !a.plan.resident || n == static_cast<int>(blockIdx.x);
     similarities<T, kEights, kRows>(a, place, tile, ring, with_prototypes, s, direction.inverse);
-    MyPixels<kFragments> mine(arrays);
-    coefficients<T, kEights>(job, n, mine, shared_address(classes), s, along);
+    coefficients<T, kEights>(job, n, MyPixels<kFragments>(arrays), shared_address(classes), s, along);
+    MyPixels<kFragments> mine(pixel_arrays(memory + anew(a.plan.arrays_offset), a.plan.tile_pixels));
     if (job.sums.sum)
       add_prototype_gradient<T, kEights, kRows>(job, mine, arrays, s, direction.inverse, tile,
                                                 reinterpret_cast<float*>(memory + a.plan.scratch_offset));

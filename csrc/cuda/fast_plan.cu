@@ -24,13 +24,13 @@ int round_up(int64_t n, int multiple) { return static_cast<int>((n + multiple - 
 
 // What a plan takes from the kernel that runs.
 struct Constants {
-  int fragments, stage_channels, stage_bytes_per_eight, most_pixels, blocks;
+  int fragments, stage_channels, stage_bytes_per_eight, most_pixels, blocks, wanted;
 };
 template <class T>
 Constants constants_of(int eights) {
   return with_eights(eights, [](auto n) {
     using S = Shape<T, decltype(n)::value>;
-    return Constants{S::kFragments, S::kStage, S::kSteps * S::kBlock, S::kMostPixels, S::kBlocks};
+    return Constants{S::kFragments, S::kStage, S::kSteps * S::kBlock, S::kMostPixels, S::kBlocks, S::kWanted};
   });
 }
 
@@ -50,9 +50,10 @@ bool fit(FastPlan& p, const Features& x, int64_t num_classes, FastStage stage, c
     rest += p.rows * static_cast<int>(sizeof(ClassFactors));
     if (stage == FastStage::gradients_and_prototypes) scratch = tile_pixels * class_group_pitch(p.classes) * 4;
   }
-  bool swizzled = !p.pixels_first && tile_pixels >= 64;
-  p.tile_swizzle = swizzled ? -1 : 0;
-  p.tile_pitch = p.pixels_first ? p.channels + 16 / size : tile_pixels + (swizzled ? 0 : 8);
+  int full_row = 128 / size;  // pixels
+  for (p.exchange_shift = 0; tile_pixels << p.exchange_shift < full_row;) ++p.exchange_shift;
+  p.exchange_mask = (tile_pixels < full_row ? tile_pixels : full_row) - 1;
+  p.tile_pitch = p.pixels_first ? p.channels + 16 / size : tile_pixels;
   p.tile_bytes = (p.pixels_first ? tile_pixels : p.channels) * p.tile_pitch * size;
   rest += p.tile_bytes;
   p.resident = rest + p.stages * slot_bytes + scratch <= budget;
@@ -92,20 +93,23 @@ bool plan_fast(const Features& x, int64_t num_classes, FastStage stage, FastPlan
   p.channels = p.stages * kernel.stage_channels;
   if (backward && p.channels % 16) p.channels += 16 - p.channels % 16;  // the prototypes' gradient takes 16 at a time
   p.aligned = is_aligned(x, p.pixels_first);
-  // the largest tile that leaves room for a second block, where registers do so too; else the largest that fits
-  bool fits = false;
-  for (int pixels = kernel.most_pixels; pixels >= 32 && !fits && kernel.blocks > 1; pixels /= 2)
-    fits = fit(p, x, num_classes, stage, kernel, pixels, limit / 2);
-  for (int pixels = kernel.most_pixels; pixels >= 16 * kernel.fragments && !fits; pixels /= 2)
-    fits = fit(p, x, num_classes, stage, kernel, pixels, limit);
-  if (!fits) return false;
+  // the most pixels on a multiprocessor, in as many blocks as are wanted where fewer would not hold more
+  int most = 0, resident = kernel.blocks * kernel.most_pixels;
+  FastPlan found;
+  for (int blocks = kernel.wanted; blocks >= 1; --blocks)
+    for (int pixels = kernel.most_pixels; pixels >= 16 * kernel.fragments; pixels /= 2)
+      if (blocks * pixels <= resident && blocks * pixels > most &&
+          fit(p, x, num_classes, stage, kernel, pixels, limit / blocks))
+        most = blocks * pixels, found = p;
+  if (!most) return false;
+  p = found;
   p.tiles_per_image = (x.pixels + p.tile_pixels - 1) / p.tile_pixels;
   int64_t tiles = p.tiles_per_image * x.batch;
   if (tiles > INT32_MAX - kMostBlocks) return false;  // 2^35 pixels
   p.tiles = static_cast<int>(tiles);
   // as many blocks as are resident at once: prototypes that stay are then used for many tiles
   int by_shared = (limit + 2 * kSystemShared) / (p.shared_bytes + kSystemShared),
-      by_registers = kernel.blocks * kernel.most_pixels / p.tile_pixels;
+      by_registers = resident / p.tile_pixels;
   p.blocks_each = by_shared < by_registers ? by_shared : by_registers;
   p.blocks = static_cast<int>(few_blocks(p.tiles, kMostBlocks, p.blocks_each));
   return true;

@@ -10,7 +10,7 @@
 namespace proac::cuda {
 
 // Classes that pass through shared memory together, and floats from a pixel to the next one there: few beside an S of many.
-constexpr int class_group(int classes) { return classes < 32 ? classes : classes <= 64 ? 32 : 16; }
+constexpr int class_group(int classes) { return classes < 32 ? classes : 16; }
 constexpr int class_group_pitch(int classes) { return class_group(classes) + 4; }
 
 template <int kEights>
@@ -60,7 +60,7 @@ __device__ __forceinline__ void store_coefficients(const MyPixels<Shape<T, kEigh
       asm volatile(""
                    : "+r"(bits));  // or all products would be made before the loop over groups, and take its registers
       float factor = __int_as_float(bits);
-      float* row = out + mine.place[f][j] * Group::kPitch + (threadIdx.x & 3);
+      float* row = out + mine.place(f, j) * Group::kPitch + (threadIdx.x & 3);
 #pragma unroll
       for (int n = 0; n < kEights; ++n)
         if (n / Group::kSize == group)

@@ -20,29 +20,31 @@ struct Shape {
   static constexpr int kStage = kSteps * kStep;  // channels
   static constexpr int kVector = 16 / kSize;     // elements of a copy
   static constexpr int kBlock = PrototypeBlock<T>::kBytes;
-  static constexpr int kMostPixels = kFragments == 2 && kEights > 8 ? 256 : 128;  // of a tile
+  static constexpr int kMostPixels = 128 * kFragments;  // of a tile
   static constexpr int kMostThreads = kMostPixels / kWarpPixels * 32;
   static constexpr bool kKeep =
-      kFragments * kEights <= 24;                       // registers are left beside S for what loops would make anew
-  static constexpr int kBlocks = kEights <= 8 ? 2 : 1;  // that registers allow on a multiprocessor
+      kFragments * kEights <= 24;  // registers are left beside S for what loops would make anew
+  static constexpr int kBlocks =
+      kEights <= 8 && kFragments == 1 ? 2 : 1;  // of that size, that registers allow on a multiprocessor
+  // Blocks on a multiprocessor that a plan looks for: one copies while the other multiplies. With many classes each tile reads
+  // all prototypes anew, and larger ones do so less often.
+  static constexpr int kWanted = kEights <= 8 ? 2 : 1;
 };
 
-// [pixels][channels + 16 bytes] where kRows, else [channels][pixels] with the 16-byte units of a channel's row exchanged by its
-// number; rows too short for that are padded. Either way eight units that are read or written together have banks of their own.
+// [pixels][channels + 16 bytes] where kRows, else [channels][pixels] with eights of pixels exchanged within a channel's row, by the
+// channel's number: by each for 128 bytes of pixels and more, by every second or fourth where that many rows lie in 128 bytes.
+// Either way eight units of 16 bytes that are read or written together have banks of their own.
 template <class T, bool kRows>
 struct TileLayout {
-  int pitch;                                                    // elements between rows
-  int swizzle;                                                  // -1, or 0 where rows are padded
-  __device__ __forceinline__ int exchange(int channel) const {  // for pixel ^ exchange
-    return (sizeof(T) == 2 ? channel & 7 : channel & 3) * 8 & swizzle;
-  }
+  int pitch;  // elements between rows
+  int shift, mask;
   __device__ __forceinline__ int operator()(int pixel, int channel) const {
-    return kRows ? pixel * pitch + channel : channel * pitch + (pixel ^ exchange(channel));
+    return kRows ? pixel * pitch + channel : channel * pitch + (pixel ^ ((channel >> shift) * 8 & mask));
   }
 };
 template <class T, bool kRows>
 __device__ __forceinline__ TileLayout<T, kRows> tile_layout(const FastPlan& plan) {
-  return {plan.tile_pitch, plan.tile_swizzle};
+  return {plan.tile_pitch, plan.exchange_shift, plan.exchange_mask};
 }
 
 struct PixelArrays {  // in shared memory, one number per pixel of the tile

@@ -152,17 +152,19 @@ __device__ __forceinline__ void similarities(const FastArguments& a, const TileP
 // What a thread knows of its pixels: g + 8 j of each fragment f.
 template <int kFragments>
 struct MyPixels {
-  int place[kFragments][2], label[kFragments][2];
+  int label[kFragments][2];
   float weight[kFragments][2], log_weight[kFragments][2];
   __device__ __forceinline__ explicit MyPixels(const PixelArrays& arrays) {
 #pragma unroll
     for (int f = 0; f < kFragments; ++f)
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
-        int p = ((threadIdx.x >> 5) * kFragments + f) * 16 + (threadIdx.x >> 2 & 7) + 8 * j;
-        place[f][j] = p, label[f][j] = arrays.label[p], weight[f][j] = arrays.weight[p],
-        log_weight[f][j] = arrays.log_weight[p];
+        int p = place(f, j);
+        label[f][j] = arrays.label[p], weight[f][j] = arrays.weight[p], log_weight[f][j] = arrays.log_weight[p];
       }
+  }
+  static __device__ __forceinline__ int place(int f, int j) {
+    return ((threadIdx.x >> 5) * kFragments + f) * 16 + (threadIdx.x >> 2 & 7) + 8 * j;
   }
 };
 
@@ -180,7 +182,7 @@ struct Drawn {
         bits[f][j] = ~0u;
         if (!a.sampling.thresholds) continue;
         TilePlace place = place_of(a, anew(tile));
-        int64_t index = place.image * a.features.pixels + place.first + mine.place[f][j] + a.sampling.rng[1];
+        int64_t index = place.image * a.features.pixels + place.first + mine.place(f, j) + a.sampling.rng[1];
         uint32_t key = philox_key(a.sampling.rng[0], index);
         int k = first_eight * 8 + static_cast<int>(threadIdx.x & 3) * 2;
         bits[f][j] = 0;

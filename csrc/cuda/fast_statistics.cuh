@@ -180,7 +180,7 @@ __global__ void __launch_bounds__(Shape<T, kEights>::kMostThreads, Shape<T, kEig
       for (int f = 0; f < kFragments; ++f)
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
-          int p = mine.place[f][j];
+          int p = mine.place(f, j);
           float positive = own[f][j] * inverse_tau;
           arrays.positive[p] = positive;
           arrays.weighted[p] = mine.weight[f][j] * positive;

@@ -41,7 +41,10 @@ using SharedAddress = char*;
 inline SharedAddress shared_address(void* p) { return static_cast<char*>(p); }
 template <bool kKeep, class V>
 void keep(V&) {}
-inline int anew(int v) { return v; }
+template <class V>
+V anew(V v) {
+  return v;
+}
 template <class V>
 V load_shared(SharedAddress p, int offset = 0) {
   p += offset;
@@ -109,7 +112,8 @@ __device__ __forceinline__ void keep(V& v) {
     asm volatile("" : "+r"(v));
 }
 // The same number, of which the compiler does not know it: what follows from it is made anew rather than kept in registers.
-__device__ __forceinline__ int anew(int v) {
+template <class V>
+__device__ __forceinline__ V anew(V v) {
   keep<true>(v);
   return v;
 }
