@@ -2,7 +2,7 @@
 //
 // (channels x pixels) (pixels x classes) on the tensor cores, in TF32: it has the range of float32, which coefficients divided by
 // the norms of pixels need, and 16-bit features are exact in it. The coefficients are split in two parts, float32 features
-// too. They pass through shared memory, up to 32 classes at a time, since a warp takes 16 channels of all the tile's pixels.
+// too. They pass through shared memory, 16 or 24 classes at a time, since a warp takes 16 channels of all the tile's pixels.
 // The order of pixels within a product is free: column q of operand A is pixel 2 q, column q + 4 pixel 2 q + 1.
 #pragma once
 #include "fast_similarities.cuh"
