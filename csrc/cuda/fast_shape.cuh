@@ -23,9 +23,8 @@ struct Shape {
   static constexpr int kMostPixels = 128 * kFragments;  // of a tile
   static constexpr int kMostThreads = kMostPixels / kWarpPixels * 32;
   static constexpr bool kKeep =
-      kFragments * kEights <= 24;  // registers are left beside S for what loops would make anew
-  static constexpr int kBlocks =
-      kEights <= 8 && kFragments == 1 ? 2 : 1;  // of that size, that registers allow on a multiprocessor
+      kFragments * kEights <= 24;                       // registers are left beside S for what loops would make anew
+  static constexpr int kBlocks = kEights <= 3 ? 2 : 1;  // of that size, that registers allow on a multiprocessor
   // Blocks on a multiprocessor that a plan looks for: one copies while the other multiplies. With many classes each tile reads
   // all prototypes anew, and larger ones do so less often.
   static constexpr int kWanted = kEights <= 8 ? 2 : 1;
