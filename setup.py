@@ -167,11 +167,14 @@ class Cuda(NamedTuple):
 
     @property
     def flags(self) -> str:
-        """Machine code for each architecture, and PTX of the oldest for all others."""
-        codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in self.architectures]
+        """PTX of the oldest architecture, for all others, and machine code for each, made from that PTX.
+
+        PTX for each of them would take the compiler's first half as often, and a third more time in all; nothing in the
+        kernels asks for more than the oldest has.
+        """
         oldest = min(self.architectures)
-        codes.append(f"-gencode=arch=compute_{oldest},code=compute_{oldest}")
-        return f"-std=c++17 -O3 -Xcompiler -fPIC,-fvisibility=hidden {' '.join(codes)}"
+        codes = ",".join([f"compute_{oldest}", *(f"sm_{a}" for a in self.architectures)])
+        return f"-std=c++17 -O3 -Xcompiler -fPIC,-fvisibility=hidden -gencode=arch=compute_{oldest},code=[{codes}]"
 
     @property
     def names(self) -> str:

@@ -4,7 +4,7 @@
 
 Each runs cases on the CPU in ascending, descending and random thread orders: a wrong result, a result that
 differs between orders, or a deadlock finds it out. One that survives goes to the PTX interpreter's race detector.
-The numbers are those of SYNC_THREADS(n) and WAIT_PRIOR(n, ...) in csrc/cuda.
+The numbers are those of the names in csrc/cuda/barriers.h, which SYNC_THREADS and WAIT_FOR_COPIES give.
 """
 
 from __future__ import annotations
@@ -30,23 +30,21 @@ FINDINGS = ("AssertionError", "RuntimeError", "Fault")
 
 
 def marks() -> dict[int, str]:
-    """Where each mark stands."""
-    found: dict[int, str] = {}
-    for path in sorted([*build.KERNELS.glob("*.cuh"), *build.KERNELS.glob("*.cu")]):
-        for number, line in enumerate(path.read_text().splitlines(), 1):
-            match = re.search(r"(?:SYNC_THREADS|WAIT_PRIOR)\((\d+)", line)
-            if match and "#define" not in line:
-                assert int(match[1]) not in found, f"mark {match[1]} stands twice"
-                found[int(match[1])] = f"{path.name}:{number}"
-    return found
+    """The name of each barrier and wait."""
+    text = re.sub(r"//.*", "", (build.KERNELS / "barriers.h").read_text())
+    names = re.findall(r"\w+", text[text.index("{", text.index("enum class Barrier")) : text.index("}")])
+    sources = "".join(path.read_text() for path in [*build.KERNELS.glob("*.cuh"), *build.KERNELS.glob("*.cu")])
+    used = re.findall(r"(?:SYNC_THREADS|WAIT_FOR_COPIES)\((\w+)", re.sub(r"#define.*", "", sources))
+    assert sorted(used) == sorted(set(names) - {"none", "count"}), "each name stands at one place"
+    return {number: name for number, name in enumerate(names) if name in used}
 
 
 def run_orders(mutant: int) -> None:
     """Cases that reach every kernel, in several orders. Raises where something is wrong."""
     for order, seed in ORDERS:
         options = {"order": order, "seed": seed, "multiprocessors": 1, "mutant": mutant}
-        # prototypes that pass through a ring of two, in an odd number of chunks; several groups of classes
-        kernels.module.set_options(shared_limit=86 << 10, **options)
+        # prototypes that pass through a ring of two, in an odd number of stages; several groups of classes
+        kernels.module.set_options(shared_limit=77 << 10, **options)
         compare(make_case(torch.bfloat16, 240, 70, spatial=(150,), batch=1))
         compare(make_case(torch.bfloat16, 240, 70, spatial=(150,), batch=1), learnable=True)
         kernels.module.set_options(**options)
@@ -104,7 +102,7 @@ def main() -> int:
             raise SystemExit(f"mutant {number}: neither found out nor alive:\n{finding}")
         first_line = finding.splitlines()[0][:120] if finding else ""
         print(
-            f"{number:3d} {where[number]:28s} {f'found by the {how}: {first_line}' if finding else 'SURVIVES'}",
+            f"{number:3d} {where[number]:34s} {f'found by the {how}: {first_line}' if finding else 'SURVIVES'}",
             flush=True,
         )
     print(f"{survivors} survive")

@@ -50,8 +50,9 @@ def source_of(kernel: str) -> str:
     if match is None:
         raise LookupError(kernel)
     if match[1].startswith("fast_"):
-        types = {"I6__half": "fast_half.cu", "I13__nv_bfloat16": "fast_bfloat16.cu", "If": "fast_float.cu"}
-        return next(source for type_, source in types.items() if match[2].startswith(type_))
+        types = {"I6__half": "half", "I13__nv_bfloat16": "bfloat16", "If": "float"}
+        name = next(name for type_, name in types.items() if match[2].startswith(type_))
+        return f"{match[1].removesuffix('_kernel')}_{name}.cu"
     return next(path.name for path in KERNELS.glob("*.cu") if match[1] in path.read_text())
 
 

@@ -14,7 +14,14 @@ from proac_cuda import reference, stages
 if ptx_replay.why_not():
     pytest.skip(str(ptx_replay.why_not()), allow_module_level=True)
 from cuda_on_cpu import stages as kernels  # noqa: E402
-from test_cuda_source import close, close_gradient, cosine_tolerance, gradient_tolerance, make_case  # noqa: E402
+from test_cuda_source import (  # noqa: E402
+    close,
+    close_gradient,
+    cosine_tolerance,
+    gradient_tolerance,
+    make_aligned_case,
+    make_case,
+)
 
 
 class Call:
@@ -29,9 +36,10 @@ class Call:
         learnable: bool = False,
         hardest: bool = True,
         multiprocessors: int = 132,
+        shared_limit: int = 227 << 10,
         **options: Any,
     ) -> None:
-        kernels.module.set_options(multiprocessors=multiprocessors)
+        kernels.module.set_options(multiprocessors=multiprocessors, shared_limit=shared_limit)
         self.case, self.temperature, self.alpha = case, temperature, alpha
         self.replay = replay = ptx_replay.Replay(kernels.module, **options)
         array, x, labels, prototypes = kernels._array, case["features"], case["labels"], case["prototypes"]
@@ -168,6 +176,37 @@ def test_plain_path(dtype: torch.dtype) -> None:
     Call(make_case(dtype, 8, 260, spatial=(70,), batch=1), alpha=0.5).check()
 
 
+@pytest.mark.parametrize(
+    ("dtype", "channels", "layout", "noise", "mode"),
+    [
+        (torch.bfloat16, 256, "planes", 0.3, "truncate"),
+        (torch.float32, 256, "channels_last", 0.3, "truncate"),
+        *(
+            pytest.param(
+                *(dtype, channels, layout, noise, mode),
+                marks=pytest.mark.slow
+                if mode == "truncate"
+                and noise == 0.01
+                and layout == "planes"
+                and dtype != torch.float16
+                # the size of the authors' features, and the most channels: the longest sums
+                and channels in (256, 1024)
+                else pytest.mark.exhaustive,
+            )
+            for mode in ("truncate", "exact")
+            for noise in (0.01, 1.0)
+            for dtype in (torch.float16, torch.bfloat16, torch.float32)
+            for channels in (64, 256, 512, 768, 1024)
+            for layout in ("planes", "channels_last")
+        ),
+    ],
+)
+def test_tensor_cores_that_truncate(dtype: torch.dtype, channels: int, layout: str, noise: float, mode: str) -> None:
+    """The contract's table for features near their prototypes, in both models of the tensor cores' sums: real ones lie between
+    them."""
+    Call(make_aligned_case(dtype, channels, noise=noise, layout=layout), learnable=True, tensor_core=mode).check()
+
+
 def traffic(
     dtype: torch.dtype, layout: str, num_classes: int, pixels: int = 4096, channels: int = 256, learnable: bool = False
 ) -> dict[str, dict[str, float]]:
@@ -229,6 +268,56 @@ def test_traffic(dtype: torch.dtype, layout: str, num_classes: int) -> None:
 def test_traffic_of_learnable_prototypes(dtype: torch.dtype) -> None:
     row = traffic(dtype, "planes", 19, pixels=1024, learnable=True)["backward"]
     assert row["features read"] <= 1.05 and row["gradient written"] <= 1.02 and row["shared wavefronts"] <= 1.15, row
+
+
+@pytest.mark.parametrize(
+    ("dtype", "channels", "num_classes", "pixels"),
+    [
+        (torch.bfloat16, 1000, 40, 32),
+        (torch.bfloat16, 1020, 250, 16),
+        (torch.float32, 300, 19, 32),
+        (torch.float32, 1000, 19, 16),
+    ],
+)
+def test_small_tiles_of_planes(dtype: torch.dtype, channels: int, num_classes: int, pixels: int) -> None:
+    """Rows shorter than all banks, which GPUs of 99 KB take for many channels: right, and without bank conflicts."""
+    from cuda_plans import plan
+
+    assert plan(120, str(dtype).removeprefix("torch."), channels, num_classes, 0)["pixels"] == pixels
+    case = make_case(dtype, channels, num_classes, spatial=(64,), batch=1)
+    call = Call(case, hardest=False, shared_limit=99 << 10)
+    call.check()
+    for name, counters, _ in call.replay.counters:
+        if "fast_" in name:
+            assert counters.bank_conflict_ratio <= 1.05, (name, counters)
+
+
+# Warp instructions for 16 pixels, forward and backward (tests/instruction_counts.py). Lower them with the kernels.
+INSTRUCTIONS = {
+    (torch.bfloat16, 19): (1840, 3720),
+    (torch.float32, 19): (3610, 6580),
+    (torch.bfloat16, 150): (5880, 9910),
+    (torch.float32, 150): (12530, 23560),
+}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "num_classes"),
+    [
+        (torch.bfloat16, 19),
+        (torch.float32, 19),
+        pytest.param(torch.bfloat16, 150, marks=pytest.mark.slow),
+        pytest.param(torch.float32, 150, marks=pytest.mark.slow),
+    ],
+)
+def test_instructions(dtype: torch.dtype, num_classes: int) -> None:
+    """No more than csrc/README.md says, and no bank conflicts."""
+    from instruction_counts import counts
+
+    found = counts(dtype, num_classes)
+    for stage, most in zip(("forward", "backward"), INSTRUCTIONS[dtype, num_classes], strict=True):
+        assert found[stage].instructions <= most, (stage, found[stage])
+        assert found[stage].wavefronts <= 1.05 * found[stage].ideal_wavefronts, (stage, found[stage])
 
 
 if __name__ == "__main__":

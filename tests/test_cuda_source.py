@@ -83,6 +83,27 @@ def make_case(
     return case
 
 
+def make_aligned_case(
+    dtype: torch.dtype,
+    channels: int,
+    num_classes: int = 19,
+    pixels: int = 64,
+    noise: float = 0.3,
+    layout: str = "planes",
+) -> dict[str, Any]:
+    """Features near their prototypes (cosine 0.96; 0.7 for noise 1), as training makes them: there sums that are truncated are
+    biased, which random features hide."""
+    case = make_case(dtype, channels, num_classes, spatial=(pixels,), batch=1)
+    g = torch.Generator().manual_seed(5)
+    labels = case["labels"]
+    labels[:] = torch.randint(0, num_classes, labels.shape, generator=g)
+    p = torch.nn.functional.normalize(case["prototypes"].double(), dim=1)
+    x = p[labels[0]].t() + noise * torch.randn(channels, pixels, generator=g, dtype=torch.float64) / channels**0.5
+    x = (3 * x).to(dtype)
+    case["features"] = (x.t().contiguous().t() if layout == "channels_last" else x.contiguous()).unsqueeze(0)
+    return case
+
+
 def close(name: str, got: Tensor, truth: Tensor, absolute: float, relative: float = 0.0) -> None:
     got = got.double()
     assert torch.equal(got.isfinite(), truth.isfinite()), name
@@ -215,7 +236,8 @@ LIMITS = [
 @pytest.mark.parametrize("shared_limit,multiprocessors", LIMITS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize(
-    "channels,num_classes,pixels", [(256, 19, 400), (256, 256, 70), (1024, 40, 70), (1000, 3, 40), (520, 64, 50)]
+    "channels,num_classes,pixels",
+    [(256, 19, 400), (256, 256, 70), (1024, 40, 70), (1000, 3, 40), (520, 64, 50), (1024, 200, 70)],
 )
 def test_fast_tiles(
     dtype: torch.dtype, channels: int, num_classes: int, pixels: int, shared_limit: int, multiprocessors: int
@@ -224,6 +246,31 @@ def test_fast_tiles(
     kernels.module.set_options(shared_limit=shared_limit, multiprocessors=multiprocessors)
     layout = "planes" if pixels == 70 else "channels_last"
     compare(make_case(dtype, channels, num_classes, spatial=(pixels,), batch=3, layout=layout, weights=True), alpha=0.2)
+
+
+@pytest.mark.parametrize("num_classes,most", [(150, (1.2, 2.5)), (171, (1.4, 2.8))])
+@pytest.mark.parametrize("dtype,pixels", [("bfloat16", 256), ("float32", 128)])
+@pytest.mark.parametrize("machine", [80, 90, 100])
+def test_plans_for_many_classes(
+    machine: int, dtype: str, pixels: int, num_classes: int, most: tuple[float, float]
+) -> None:
+    """Tiles so large that prototypes are few bytes beside the features. K = 171 is read as 176."""
+    from cuda_plans import plan
+
+    for stage in (0, 1):
+        row = plan(machine, dtype, 256, num_classes, stage)
+        assert row["pixels"] == pixels and row["threads"] == 256 and row["prototypes"] <= most[stage], row
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("machine", [80, 90, 120])
+def test_the_fast_path_takes_every_size(machine: int, channels_last: bool) -> None:
+    from cuda_plans import plan
+
+    for dtype in ("float16", "bfloat16", "float32"):
+        for num_classes in (19, 64, 150, 176, 256):
+            for stage in (0, 1, 2):
+                assert plan(machine, dtype, 1024, num_classes, stage, channels_last), (dtype, num_classes, stage)
 
 
 def test_beyond_the_fast_path() -> None:

@@ -17,10 +17,10 @@ inline int device_attribute(cudaDeviceAttr attribute) {
 constexpr int kSystemShared = 1024;
 inline int shared_limit() { return device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) - kSystemShared; }
 
-// How many blocks to launch for `wanted` pieces of work: each takes several where there are more than `most`, or than eight
-// for each multiprocessor. At least one, which writes the sums over nothing.
-inline int64_t few_blocks(int64_t wanted, int64_t most) {
-  int64_t resident = 8 * static_cast<int64_t>(device_attribute(cudaDevAttrMultiProcessorCount));
+// How many blocks to launch for `wanted` pieces of work: each takes several where there are more than `most`, or than
+// `each` for each multiprocessor. At least one, which writes the sums over nothing.
+inline int64_t few_blocks(int64_t wanted, int64_t most, int64_t each = 8) {
+  int64_t resident = each * static_cast<int64_t>(device_attribute(cudaDevAttrMultiProcessorCount));
   if (resident > 0 && resident < most) most = resident;
   return wanted < 1 ? 1 : wanted < most ? wanted : most;
 }

@@ -4,284 +4,407 @@
 
 namespace proac::cuda {
 
-template <int kTiles>
-constexpr int kBackwardChunkBytes = kTiles <= 3   ? 128
-                                    : kTiles <= 8 ? 64
-                                                  : 32;
-
-// S becomes the coefficients dL/dS / tau, (8) to (10), in place. Returns <g_i, xhat_i> of pixels g and g + 8 in `along`.
-template <int kTiles>
-__device__ __forceinline__ void coefficients(const FastGradients& job, const MyPixels<kTiles>& mine,
-                                             float (&s)[kTiles][4], float (&along)[2]) {
-  bool pixel_anchor = job.common.pixel_anchor;
-  int num_classes = static_cast<int>(job.common.pixels.num_classes), q = threadIdx.x & 3;
+// What (9) asks of a class: A_k T_k / tau and log2 Z_k; zeros where N_k is empty.
+struct alignas(8) ClassFactors {
+  float negative, log_z;
+};
+__device__ __forceinline__ void read_class_factors(const FastGradients& job, ClassFactors* out) {
   const float* factors = static_cast<const float*>(job.factors);
-  float own[2], own_coefficient[2] = {0.f, 0.f}, all_classes[2] = {0.f, 0.f}, pixel_factor[2] = {0.f, 0.f};
-  own_similarity(mine, s, own);
-  if (pixel_anchor) pixel_log_z(num_classes, s, all_classes);
-#pragma unroll
-  for (int j = 0; j < 2; ++j) {
-    along[j] = 0.f;
-    if (mine.label[j] < 0) continue;
-    const float* factor = factors + mine.label[j];
-    if (pixel_anchor) pixel_factor[j] = factors[kPixelFactor * num_classes] * mine.weight[j];
-    own_coefficient[j] =
-        -factor[kPositiveFactor * num_classes] * mine.weight[j] * sigmoid(factor[kContrast * num_classes] - own[j]);
-    if (pixel_anchor) own_coefficient[j] += pixel_factor[j] * (expf(own[j] - all_classes[j]) - 1.f);
-  }
-#pragma unroll
-  for (int n = 0; n < kTiles; ++n) {
-    if (n * 8 >= num_classes) break;
-#pragma unroll
-    for (int c = 0; c < 2; ++c) {
-      int k = n * 8 + q * 2 + c;
-      bool real = k < num_classes;
-      float negative_factor = real ? factors[kNegativeFactor * num_classes + k] : 0.f,
-            log_z = real ? factors[kFactorLogZ * num_classes + k] : 0.f;
-#pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        float& value = s[n][2 * j + c];
-        float g = mine.is_negative(j, n, c) ? negative_factor * expf(value + mine.log_weight[j] - log_z) : 0.f;
-        if (pixel_anchor && real) g += pixel_factor[j] * expf(value - all_classes[j]);
-        if (mine.label[j] == k) g = own_coefficient[j];
-        if (mine.label[j] < 0) g = 0.f;
-        along[j] += mine.label[j] < 0 ? 0.f : g * value;
-        value = g;
-      }
-    }
-  }
-  float tau = static_cast<float>(job.common.temperature);
-#pragma unroll
-  for (int j = 0; j < 2; ++j) {
-    for (int o = 1; o < 4; o <<= 1) along[j] += __shfl_xor_sync(kAllLanes, along[j], o);
-    along[j] *= tau;
+  int num_classes = static_cast<int>(job.common.pixels.num_classes);
+  for (int k = threadIdx.x; k < job.common.plan.rows; k += blockDim.x) {
+    float log_z = k < num_classes ? factors[kFactorLogZ * num_classes + k] : minus_infinity();
+    bool empty = log_z == minus_infinity();
+    out[k].negative = empty ? 0.f : factors[kNegativeFactor * num_classes + k];
+    out[k].log_z = empty ? 0.f : log_z * static_cast<float>(kLog2E);
   }
 }
 
-// Scales each pixel's coefficients by a power of two so that the largest lies in [1, 2), which keeps float16 above its
-// subnormals; for 16-bit features, then splits them: s[n] = (high, low of pixel g, high, low of pixel g + 8), two classes to
-// a word. Returns what undoes the scale.
-template <class T, int kTiles>
-__device__ __forceinline__ void scale_and_split(float (&s)[kTiles][4], float (&undo)[2]) {
-  float largest[2] = {0.f, 0.f}, scale[2];
+// S becomes the coefficients dL/dS / tau, (8) to (10), in place. Returns <g_i, xhat_i> of each pixel in `along`.
+template <class T, int kEights>
+__device__ __forceinline__ void coefficients(const FastGradients& job, int tile_number,
+                                             const MyPixels<Shape<T, kEights>::kFragments>& mine, SharedAddress classes,
+                                             Accumulators<T, kEights>& s,
+                                             float (&along)[Shape<T, kEights>::kFragments][2]) {
+  constexpr int kFragments = Shape<T, kEights>::kFragments;
+  const FastArguments& a = job.common;
+  bool pixel_anchor = a.pixel_anchor;
+  int num_classes = static_cast<int>(a.pixels.num_classes), own_class[kFragments][2];
+  SharedAddress class_factors = classes + (threadIdx.x & 3) * 2 * sizeof(ClassFactors);
+  float inverse_tau = static_cast<float>(1.0 / a.temperature), to_log2 = static_cast<float>(kLog2E / a.temperature);
+  const float* factors = static_cast<const float*>(job.factors);
+  float own[kFragments][2], own_coefficient[kFragments][2], all_classes[kFragments][2] = {},
+                                                            pixel_factor[kFragments][2] = {};
+  own_cosines<T, kEights, false>(mine, s, own);
+  if (pixel_anchor) pixel_log_z<T, kEights>(to_log2, s, all_classes);
 #pragma unroll
-  for (int n = 0; n < kTiles; ++n)
-    for (int e = 0; e < 4; ++e) largest[e >> 1] = fmaxf(largest[e >> 1], fabsf(s[n][e]));
-#pragma unroll
-  for (int j = 0; j < 2; ++j) {
-    for (int o = 1; o < 4; o <<= 1) largest[j] = fmaxf(largest[j], __shfl_xor_sync(kAllLanes, largest[j], o));
-    int exponent = __float_as_int(largest[j]) >> 23;
-    exponent = exponent < 1 ? 1 : exponent > 253 ? 253 : exponent;
-    scale[j] = __int_as_float((254 - exponent) << 23), undo[j] = __int_as_float(exponent << 23);
-  }
-#pragma unroll
-  for (int n = 0; n < kTiles; ++n) {
+  for (int f = 0; f < kFragments; ++f)
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
-      float x = s[n][2 * j] * scale[j], y = s[n][2 * j + 1] * scale[j];
-      if constexpr (sizeof(T) == 2) {
-        uint32_t high = Split<T>::pack(x, y);
-        float2 back = Split<T>::unpack(high);
-        y = __uint_as_float(Split<T>::pack(x - back.x, y - back.y));
-        x = __uint_as_float(high);
-      }
-      s[n][2 * j] = x, s[n][2 * j + 1] = y;
+      along[f][j] = own_coefficient[f][j] = 0.f;
+      own_class[f][j] = mine.label[f][j] - 2 * static_cast<int>(threadIdx.x & 3);
+      if (mine.label[f][j] < 0) continue;
+      const float* factor = factors + mine.label[f][j];
+      if (pixel_anchor) pixel_factor[f][j] = factors[kPixelFactor * num_classes] * mine.weight[f][j];
+      own_coefficient[f][j] = -factor[kPositiveFactor * num_classes] * mine.weight[f][j] *
+                              sigmoid(factor[kContrast * num_classes] - own[f][j] * inverse_tau);
+      if (pixel_anchor)
+        own_coefficient[f][j] += pixel_factor[f][j] * (exp2_approx(own[f][j] * to_log2 - all_classes[f][j]) - 1.f);
+    }
+#pragma unroll
+  for (int first = 0; first < kEights; first += 16) {
+    if (first * 8 >= num_classes) break;
+    Drawn<kFragments> drawn(a, tile_number, mine, first);
+#pragma unroll
+    for (int n = first; n < first + 16 && n < kEights; ++n) {
+      if (n * 8 >= num_classes) break;
+      float4 two = load_shared<float4>(class_factors, n * 8 * static_cast<int>(sizeof(ClassFactors)));
+#pragma unroll
+      for (int f = 0; f < kFragments; ++f)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          int j = e >> 1, c = e & 1;
+          float value = s[f][n][e];
+          float g =
+              (c ? two.z : two.x) * exp2_approx(fmaf(value, to_log2, mine.log_weight[f][j]) - (c ? two.w : two.y));
+          if (!drawn.of(f, j, n, c)) g = 0.f;
+          if (pixel_anchor) g += pixel_factor[f][j] * exp2_approx(fmaf(value, to_log2, -all_classes[f][j]));
+          if (own_class[f][j] == n * 8 + c) g = own_coefficient[f][j];
+          along[f][j] = fmaf(g, value, along[f][j]);
+          s[f][n][e] = g;
+        }
     }
   }
+#pragma unroll
+  for (int f = 0; f < kFragments; ++f)
+#pragma unroll
+    for (int j = 0; j < 2; ++j)
+#pragma unroll
+      for (int o = 1; o < 4; o <<= 1) along[f][j] += __shfl_xor_sync(kAllLanes, along[f][j], o);
 }
 
-// sum += coefficients x prototypes for the warp's 16 pixels and 8 channels from `channel` of the slot on. Column c of the
-// result is channel c for 16-bit features, channel c / 2 + 4 (c % 2) for float32.
-template <class T, int kTiles, int kChunkBytes>
-__device__ __forceinline__ void multiply_back(float (&sum)[4], const float (&s)[kTiles][4], const char* slot, int rows,
-                                              int tiles, int channel) {
-  constexpr int kPitch = Fast<T, kChunkBytes>::kPitch;
-  int lane = threadIdx.x & 31;
-  if constexpr (sizeof(T) == 2) {
-    const char* p = slot + ((lane >> 4) * rows + (lane & 15)) * kPitch + channel * 2;
-#pragma unroll
-    for (int n = 0; n < kTiles; n += 2) {
-      if (n >= tiles) break;
-      constexpr int kLast = kTiles - 1;
-      const int m = n < kLast ? n + 1 : kLast;  // where kTiles is odd, the last product's second half is zero
-      const uint32_t high[4] = {__float_as_uint(s[n][0]), __float_as_uint(s[n][2]),
-                                n < kLast ? __float_as_uint(s[m][0]) : 0u, n < kLast ? __float_as_uint(s[m][2]) : 0u};
-      const uint32_t low[4] = {__float_as_uint(s[n][1]), __float_as_uint(s[n][3]),
-                               n < kLast ? __float_as_uint(s[m][1]) : 0u, n < kLast ? __float_as_uint(s[m][3]) : 0u};
-      uint32_t b[4];  // high part of classes 0-7 and 8-15; low part
-      ldmatrix_transposed(b, p + n * 8 * kPitch);
-      mma(T(), sum, low, b[0], b[1]);
-      mma(T(), sum, high, b[2], b[3]);
-      mma(T(), sum, high, b[0], b[1]);
-    }
-  } else {
-    int g = lane >> 2, q = lane & 3;
-    const char* p = slot + 2 * q * kPitch + (channel + g / 2 + g % 2 * 4) * 4;
-#pragma unroll
-    for (int n = 0; n < kTiles; ++n) {
-      if (n >= tiles) break;
-      // the order of classes within a product is free: column 2 q is operand A's q, column 2 q + 1 its q + 4
-      const uint32_t a[4] = {__float_as_uint(s[n][0]), __float_as_uint(s[n][2]), __float_as_uint(s[n][1]),
-                             __float_as_uint(s[n][3])};
-      uint32_t high[4], low[4], b0, b1, c0, c1;
-#pragma unroll
-      for (int j = 0; j < 4; ++j) split_tf32(a[j], high[j], low[j]);
-      split_tf32(*reinterpret_cast<const uint32_t*>(p + n * 8 * kPitch), b0, c0);
-      split_tf32(*reinterpret_cast<const uint32_t*>(p + (n * 8 + 1) * kPitch), b1, c1);
-      mma(T(), sum, low, b0, b1);
-      mma(T(), sum, high, c0, c1);
-      mma(T(), sum, high, b0, b1);
-    }
-  }
-}
-
-// (11) for a thread's two pixels.
-struct Direction {
-  float inverse[2], along[2], undo[2];
-  bool zero[2];  // ignored pixels, zero vectors, D = 1
-  __device__ __forceinline__ float gradient(int j, float sum, float x) const {
-    return zero[j] ? 0.f : (sum * undo[j] - along[j] * (x * inverse[j])) * inverse[j];
-  }
+// The coefficients as operand A, in the place of S. 16 bits: s[f][n] = (high, low of pixel g, high, low of pixel g + 8), two
+// classes to a word. float32: high parts there and low parts beside them, or, where registers have no room, split at each use.
+template <class T, int kEights>
+struct LowParts {
+  static constexpr bool kHeld = sizeof(T) == 4 && kEights <= 22;
+  float value[kHeld ? kEights : 1][4];
 };
 
-// Replaces 16 channels (8 where kWidth is) of the warp's pixels in the tile by their gradient.
-template <class T, bool kRows, int kWidth>
-__device__ __forceinline__ void replace(T* tile, int pitch, int channel, const float (&sum)[2][4], const Direction& d) {
-  int lane = threadIdx.x & 31, g = lane >> 2, q = lane & 3, pixel = (threadIdx.x >> 5) * kWarpPixels;
-  if constexpr (sizeof(T) == 4) {
-    T* mine = tile + at<kRows>(pitch, pixel + g, channel + q);
-    auto place = [&](int h, int e) { return at<kRows>(pitch, 8 * (e >> 1), 8 * h + 4 * (e & 1)); };
-    float x[kWidth / 8][4];
+// Scales each pixel's coefficients by a power of two so that the largest lies in [1, 2), which keeps float16 above its
+// subnormals, and splits them. Returns what undoes the scale.
+template <class T, int kEights>
+__device__ __forceinline__ void scale_and_split(Accumulators<T, kEights>& s, LowParts<T, kEights>& low,
+                                                float (&undo)[Shape<T, kEights>::kFragments][2], int eights) {
 #pragma unroll
-    for (int h = 0; h < kWidth / 8; ++h)
-      for (int e = 0; e < 4; ++e) x[h][e] = mine[place(h, e)];
-    __syncwarp();
+  for (int f = 0; f < Shape<T, kEights>::kFragments; ++f) {
+    float largest[2] = {0.f, 0.f}, scale[2];
 #pragma unroll
-    for (int h = 0; h < kWidth / 8; ++h)
-      for (int e = 0; e < 4; ++e) mine[place(h, e)] = d.gradient(e >> 1, sum[h][e], x[h][e]);
-  } else {
-    uint32_t x[4];  // x[2 h + j]: channels 8 h + 2 q and one more of pixel g + 8 j
-    if constexpr (kRows)
-      ldmatrix(x, tile + (pixel + (lane & 7) + (lane >> 3 & 1) * 8) * pitch + channel + (lane >> 4) * 8);
-    else
-      ldmatrix_transposed(x, tile + (channel + (lane & 7) + (lane >> 4) * 8) * pitch + pixel + (lane >> 3 & 1) * 8);
-    __syncwarp();
+    for (int n = 0; n < kEights; ++n) {
+      if (n >= eights) break;
 #pragma unroll
-    for (int h = 0; h < 2; ++h)
+      for (int e = 0; e < 4; ++e) largest[e >> 1] = fmaxf(largest[e >> 1], fabsf(s[f][n][e]));
+    }
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+#pragma unroll
+      for (int o = 1; o < 4; o <<= 1) largest[j] = fmaxf(largest[j], __shfl_xor_sync(kAllLanes, largest[j], o));
+      int exponent = __float_as_int(largest[j]) >> 23;
+      exponent = exponent < 1 ? 1 : exponent > 253 ? 253 : exponent;
+      scale[j] = __int_as_float((254 - exponent) << 23), undo[f][j] = __int_as_float(exponent << 23);
+    }
+#pragma unroll
+    for (int n = 0; n < kEights; ++n) {
+      if (n >= eights) break;
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
-        float2 v = Split<T>::unpack(x[2 * h + j]);
-        uint32_t word = Split<T>::pack(d.gradient(j, sum[h][2 * j], v.x), d.gradient(j, sum[h][2 * j + 1], v.y));
-        if constexpr (kRows)
-          *reinterpret_cast<uint32_t*>(tile + (pixel + g + 8 * j) * pitch + channel + 8 * h + 2 * q) = word;
-        else  // now the lane's channel is g, its pixels 2 q and one more
-          *reinterpret_cast<uint32_t*>(tile + (channel + 8 * h + g) * pitch + pixel + 8 * j + 2 * q) = movmatrix(word);
+        float x = s[f][n][2 * j] * scale[j], y = s[f][n][2 * j + 1] * scale[j];
+        if constexpr (sizeof(T) == 2) {
+          uint32_t high = Split<T>::pack(x, y);
+          float2 back = Split<T>::unpack(high);
+          y = __uint_as_float(Split<T>::pack(x - back.x, y - back.y));
+          x = __uint_as_float(high);
+        } else if constexpr (LowParts<T, kEights>::kHeld) {
+          uint32_t high, rest;
+          split_tf32(__float_as_uint(x), high, rest);
+          x = __uint_as_float(high), low.value[n][2 * j] = __uint_as_float(rest);
+          split_tf32(__float_as_uint(y), high, rest);
+          y = __uint_as_float(high), low.value[n][2 * j + 1] = __uint_as_float(rest);
+        }
+        s[f][n][2 * j] = x, s[f][n][2 * j + 1] = y;
       }
+    }
   }
 }
+
+// sum = coefficients x prototypes for the warp's pixels and 8 channels of a step, the first or second ones. `block` is the step's
+// first block. Column c of the result is channel c for 16-bit features, channel c / 2 + 4 (c % 2) for float32.
+template <class T, int kEights>
+__device__ __forceinline__ void multiply_back(float (&sum)[Shape<T, kEights>::kFragments][4],
+                                              const Accumulators<T, kEights>& s, const LowParts<T, kEights>& lows,
+                                              SharedAddress block, int eights) {
+  using S = Shape<T, kEights>;
+  if constexpr (S::kSize == 2) {
+#pragma unroll
+    for (int n = 0; n < kEights; n += 2) {
+      if (n >= eights) break;
+      constexpr int kLast = kEights - 1;
+      const int m = n < kLast ? n + 1 : kLast;  // where kEights is odd, the last product's second half is zero
+      uint32_t b[4];                            // high part of classes 0-7 and 8-15; low part
+      ldmatrix_transposed(b, block + n * S::kBlock);
+#pragma unroll
+      for (int f = 0; f < S::kFragments; ++f) {
+        uint32_t a[2][4];
+#pragma unroll
+        for (int part = 0; part < 2; ++part)
+#pragma unroll
+          for (int j = 0; j < 2; ++j) {
+            a[part][j] = __float_as_uint(s[f][n][2 * j + part]);
+            a[part][2 + j] = n < kLast ? __float_as_uint(s[f][m][2 * j + part]) : 0u;
+          }
+        if (n == 0)
+          multiply(T(), sum[f], a[1], b[0], b[1]);
+        else
+          mma(T(), sum[f], a[1], b[0], b[1]);
+        mma(T(), sum[f], a[0], b[2], b[3]);
+        mma(T(), sum[f], a[0], b[0], b[1]);
+      }
+    }
+  } else {
+    // the order of classes within a product is free: column 2 q is operand A's q, column 2 q + 1 its q + 4
+    constexpr int kTogether = 2;  // eights of classes that the tensor cores sum
+    Lane my;
+    SharedAddress even = block + PrototypeBlock<T>::row(2 * my.q) * 32 + my.g * 4,
+                  odd = block + PrototypeBlock<T>::row(2 * my.q + 1) * 32 + my.g * 4;
+#pragma unroll
+    for (int first = 0; first < kEights; first += kTogether) {
+      if (first >= eights) break;
+      float part[4];
+#pragma unroll
+      for (int n = first; n < first + kTogether && n < kEights; ++n) {
+        if (n >= eights) break;
+        PixelFragment<float> a;
+        ClassFragment b;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const int e = (i & 1) * 2 + (i >> 1);
+          if constexpr (LowParts<T, kEights>::kHeld)
+            a.high[i] = __float_as_uint(s[0][n][e]), a.low[i] = __float_as_uint(lows.value[n][e]);
+          else
+            split_tf32(__float_as_uint(s[0][n][e]), a.high[i], a.low[i]);
+        }
+        split_tf32(load_shared<uint32_t>(even, n * S::kBlock), b.high[0], b.low[0]);
+        split_tf32(load_shared<uint32_t>(odd, n * S::kBlock), b.high[1], b.low[1]);
+        if (n == first)
+          multiply_parts<true>(part, a, b);
+        else
+          multiply_parts<false>(part, a, b);
+      }
+#pragma unroll
+      for (int e = 0; e < 4; ++e) sum[0][e] = first == 0 ? part[e] : sum[0][e] + part[e];
+    }
+  }
+}
+
+// (11) for a thread's pixels: gradient = sum * scale + (x * inverse) * back, or 0 for ignored pixels, zero vectors and D = 1.
+template <int kFragments>
+struct Direction {
+  float inverse[kFragments][2], back[kFragments][2];
+  float scale[kFragments][2];  // negative where the gradient is 0
+  __device__ __forceinline__ void finish(const MyPixels<kFragments>& mine, const float (&along)[kFragments][2],
+                                         const float (&undo)[kFragments][2], float kept_scale, int channels) {
+#pragma unroll
+    for (int f = 0; f < kFragments; ++f)
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        bool zero = mine.label[f][j] < 0 || inverse[f][j] == 0.f || channels == 1;
+        scale[f][j] = zero ? -1.f : undo[f][j] / kept_scale * inverse[f][j];
+        back[f][j] = -along[f][j] * inverse[f][j];
+      }
+  }
+  __device__ __forceinline__ float gradient(int f, int j, float sum, float x) const {
+    return fmaf(sum, scale[f][j], back[f][j] * (x * inverse[f][j]));
+  }
+  __device__ __forceinline__ bool is_zero(int f, int j) const { return scale[f][j] < 0.f; }
+};
+
+// Replaces a step's channels of the warp's pixels by their gradient.
+template <class T, int kEights, bool kRows>
+struct TileWriter {
+  using S = Shape<T, kEights>;
+  SharedAddress base[S::kFragments][2];
+  int next_eight;  // bytes from 8 channels to the next ones
+  int next_four;   // float32: bytes from a channel to the one 4 after it
+
+  __device__ __forceinline__ TileWriter(SharedAddress tile, const TileLayout<T, kRows>& layout) {
+    Lane my;
+    int first = (threadIdx.x >> 5) * S::kWarpPixels;
+    next_eight = (kRows ? 8 : 8 * layout.pitch) * S::kSize, next_four = next_eight / 2;
+#pragma unroll
+    for (int f = 0; f < S::kFragments; ++f)
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        int pixel = first + 16 * f + 8 * j;
+        if constexpr (S::kSize == 4)
+          base[f][j] = tile + layout(pixel + my.g, my.q) * 4;
+        else if constexpr (kRows)
+          base[f][j] = tile + layout(pixel + my.g, 2 * my.q) * 2;
+        else
+          base[f][j] = tile + layout(pixel + 2 * my.q, my.g) * 2;
+      }
+  }
+
+  __device__ __forceinline__ void advance(int step_bytes) {
+#pragma unroll
+    for (int f = 0; f < S::kFragments; ++f)
+#pragma unroll
+      for (int j = 0; j < 2; ++j) base[f][j] = base[f][j] + step_bytes;
+  }
+  // x: the features as PixelReader has them.
+  __device__ __forceinline__ void write(int f, const uint32_t (&x)[4],
+                                        const float (&sum)[S::kStep / 8][S::kFragments][4],
+                                        const Direction<S::kFragments>& d) const {
+    if constexpr (S::kSize == 4) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        int j = e >> 1, h = e & 1;
+        float g = d.gradient(f, j, sum[0][f][e], __uint_as_float(x[j + 2 * h]));
+        store_shared(base[f][j] + h * next_four, d.is_zero(f, j) ? 0u : __float_as_uint(g));
+      }
+    } else {
+#pragma unroll
+      for (int h = 0; h < 2; ++h)
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          float2 v = Split<T>::unpack(x[2 * h + j]);
+          uint32_t word =
+              Split<T>::pack(d.gradient(f, j, sum[h][f][2 * j], v.x), d.gradient(f, j, sum[h][f][2 * j + 1], v.y));
+          if (d.is_zero(f, j)) word = 0u;
+          // where planes, the thread's channel is g after it, its pixels 2 q and one more
+          store_shared(base[f][j] + h * next_eight, kRows ? word : movmatrix(word));
+        }
+    }
+  }
+};
 
 // The tile to device memory, 16 bytes at a time where the gradient's strides allow.
 template <class T, bool kRows>
 __device__ __forceinline__ void write_tile(const FastGradients& job, const TilePlace& place, const T* tile) {
   constexpr int kVector = 16 / static_cast<int>(sizeof(T));
-  const FastPlan& plan = job.common.plan;
+  TileLayout<T, kRows> layout = tile_layout<T, kRows>(job.common.plan);
   int channels = static_cast<int>(job.common.features.channels);
-  T* to = static_cast<T*>(job.grad.data) + place.image * job.grad.stride_batch + place.first * job.grad.stride_pixel;
   int inner = kRows ? channels : place.pixels, outer = kRows ? place.pixels : channels;
-  int64_t step = kRows ? job.grad.stride_pixel : job.grad.stride_channel;
-  if (job.grad_aligned) {
-    int pieces = (inner + kVector - 1) / kVector;
-    for (int i = threadIdx.x; i < pieces * outer; i += blockDim.x) {
-      int row = i / pieces, column = i % pieces * kVector;
-      const T* from = tile + row * plan.tile_pitch + column;
-      T* target = to + row * step + column;
-      if (column + kVector <= inner)
+  T* to = static_cast<T*>(job.grad.data) + place.image * job.grad.stride_batch + place.first * job.grad.stride_pixel;
+  int64_t row_stride = kRows ? job.grad.stride_pixel : job.grad.stride_channel,
+          inner_stride = kRows ? job.grad.stride_channel : job.grad.stride_pixel;
+  // a row for as many neighbouring threads, up to 32, as it has pieces: where they are pixels that is all of them, so that
+  // the rows of a thread lie a multiple of 8 apart, and its pixels are exchanged in all of them alike
+  int width = job.grad_aligned ? kVector : 1,
+      pieces = ((kRows ? inner : job.common.plan.tile_pixels) + width - 1) / width;
+  int shift = pieces >= 32 ? 5 : 32 - __clz(pieces - 1);
+  int first_row = threadIdx.x >> shift, rows = blockDim.x >> shift;
+  for (int column = (threadIdx.x & ((1 << shift) - 1)) * width; column < inner; column += width << shift) {
+    T* target = to + first_row * row_stride + column * inner_stride;
+    if (job.grad_aligned && column + kVector <= inner) {
+      const T* from = tile + (kRows ? layout(first_row, column) : layout(column, first_row));
+#pragma unroll 4
+      for (int row = first_row; row < outer; row += rows, from += rows * layout.pitch, target += rows * row_stride)
         *reinterpret_cast<uint4*>(target) = *reinterpret_cast<const uint4*>(from);
-      else
-        for (int c = 0; column + c < inner; ++c) target[c] = from[c];
-    }
-  } else {
-    for (int i = threadIdx.x; i < inner * outer; i += blockDim.x) {
-      int row = i / inner, column = i % inner, pixel = kRows ? row : column, channel = kRows ? column : row;
-      to[channel * job.grad.stride_channel + pixel * job.grad.stride_pixel] = tile[row * plan.tile_pitch + column];
+    } else {
+#pragma unroll 1
+      for (int row = first_row; row < outer; row += rows, target += rows * row_stride)
+#pragma unroll 1
+        for (int c = 0; c < width && column + c < inner; ++c)
+          target[c * inner_stride] = tile[kRows ? layout(row, column + c) : layout(column + c, row)];
     }
   }
 }
 
 // Load a tile -> S in registers -> coefficients -> product with the prototypes, into the tile -> write it.
-template <class T, int kTiles, bool kRows>
-__global__ void __launch_bounds__(256, kTiles <= 8 ? 2 : 1)
+template <class T, int kEights, bool kRows>
+__global__ void __launch_bounds__(Shape<T, kEights>::kMostThreads, Shape<T, kEights>::kBlocks)
     fast_gradients_kernel(const __grid_constant__ FastGradients job) {
-  constexpr int kChunkBytes = kBackwardChunkBytes<kTiles>;
-  using F = Fast<T, kChunkBytes>;
+  using S = Shape<T, kEights>;
+  constexpr int kFragments = S::kFragments;
   DYNAMIC_SHARED(memory);
   const FastArguments& a = job.common;
   T* tile = reinterpret_cast<T*>(memory);
-  char* ring = memory + a.plan.tile_bytes;
+  SharedAddress ring = shared_address(memory + a.plan.tile_bytes);
   PixelArrays arrays = pixel_arrays(memory + a.plan.arrays_offset, a.plan.tile_pixels);
-  int chunks = a.plan.channels / F::kChunk, tiles = (static_cast<int>(a.pixels.num_classes) + 7) / 8;
-  for (int64_t n = blockIdx.x; n < a.plan.tiles; n += gridDim.x) {
+  ClassFactors* classes = reinterpret_cast<ClassFactors*>(arrays.log_weight + a.plan.tile_pixels);
+  int eights = (static_cast<int>(a.pixels.num_classes) + 7) / 8, step_bytes = a.plan.rows / 8 * S::kBlock;
+  TileLayout<T, kRows> layout = tile_layout<T, kRows>(a.plan);
+  read_class_factors(job, classes);
+  for (int n = blockIdx.x; n < a.plan.tiles; n += gridDim.x) {
     TilePlace place = place_of(a, n);
-    SYNC_THREADS(38);  // the last tile is written
+    SYNC_THREADS(tile_is_written);
     read_pixels(a, place, arrays, nullptr);
-    float s[kTiles][4];
-    Direction direction;
-    bool with_prototypes = !a.plan.resident || n == blockIdx.x;
-    similarities<T, kTiles, kChunkBytes, kRows>(a, place, tile, ring, with_prototypes, s, direction.inverse);
-    MyPixels<kTiles> mine = my_pixels<kTiles>(a, place, arrays);
-    coefficients(job, mine, s, direction.along);
+    float s[kFragments][kEights][4], undo[kFragments][2], along[kFragments][2];
+    Direction<kFragments> direction;
+    bool with_prototypes = !a.plan.resident || n == static_cast<int>(blockIdx.x);
+    similarities<T, kEights, kRows>(a, place, tile, ring, with_prototypes, s, direction.inverse);
+    coefficients<T, kEights>(job, n, MyPixels<kFragments>(arrays), shared_address(classes), s, along);
+    MyPixels<kFragments> mine(pixel_arrays(memory + anew(a.plan.arrays_offset), a.plan.tile_pixels));
     if (job.sums.sum)
-      add_prototype_gradient<T, kTiles, kRows>(job, mine, arrays, s, direction.inverse, tile,
-                                               reinterpret_cast<float*>(memory + a.plan.scratch_offset));
+      add_prototype_gradient<T, kEights, kRows>(job, mine, arrays, s, direction.inverse, tile,
+                                                reinterpret_cast<float*>(memory + a.plan.scratch_offset));
     if (!job.grad.data) continue;
-    scale_and_split<T, kTiles>(s, direction.undo);
-#pragma unroll
-    for (int j = 0; j < 2; ++j) {
-      direction.undo[j] /= Split<T>::kScale;
-      direction.zero[j] = mine.label[j] < 0 || direction.inverse[j] == 0.f || a.features.channels == 1;
-    }
+    LowParts<T, kEights> lows;
+    scale_and_split<T, kEights>(s, lows, undo, eights);
+    direction.finish(mine, along, undo, Split<T>::kScale, static_cast<int>(a.features.channels));
     // nobody reads the ring or its scratch any more, nor other warps' pixels, which the product replaces
     if (!a.plan.resident || job.sums.sum)
-      SYNC_THREADS(39);
+      SYNC_THREADS(gradient_ring_is_free);
     else
       __syncwarp();
+    PixelReader<T, kEights, kRows> pixels(shared_address(tile), layout);
+    TileWriter<T, kEights, kRows> writer(shared_address(tile), layout);
+    PrototypeCopy<T, kEights> prototypes(a, ring);
+    RingReader<S> reading(ring, S::kSteps * step_bytes, a.plan.slots);
+    int ahead = a.plan.ahead;
+    int lane_offset = (threadIdx.x >> 3 & 1) * S::kBlock + (threadIdx.x >> 4 & 1) * 256 + (threadIdx.x & 7) * 16;
 #pragma unroll 1
-    for (int chunk = a.plan.resident ? 0 : -a.plan.ahead; chunk < chunks; ++chunk) {
+    for (int stage = a.plan.resident ? 0 : -ahead; stage < a.plan.stages; ++stage) {
       if (!a.plan.resident) {
-        if (chunk >= 0) {
-          WAIT_PRIOR(40, a.plan.ahead - 1);
-          SYNC_THREADS(41);
+        if (stage >= 0) {
+          WAIT_FOR_COPIES(copies_of_prototypes_have_arrived, ahead - 1);
+          SYNC_THREADS(prototypes_have_arrived);
         }
-        if (chunk + a.plan.ahead < chunks) fetch_prototypes<T, kChunkBytes>(a, ring, chunk + a.plan.ahead);
-        __pipeline_commit();
-        if (chunk < 0) continue;
+        if (stage + ahead < a.plan.stages) prototypes.next(true);
+        commit_copies();
+        if (stage < 0) continue;
       }
-      const char* slot = ring + chunk % a.plan.slots * Split<T>::kParts * a.plan.rows * F::kPitch;
-      constexpr int kWidth = F::kChunk < 16 ? 8 : 16;  // channels at a time: two independent chains of products
+      SharedAddress block = reading.slot() + (S::kSize == 2 ? lane_offset : 0);
 #pragma unroll 1
-      for (int channel = 0; channel < F::kChunk; channel += kWidth) {
-        float sum[2][4] = {};
-        multiply_back<T, kTiles, kChunkBytes>(sum[0], s, slot, a.plan.rows, tiles, channel);
-        if (kWidth == 16) multiply_back<T, kTiles, kChunkBytes>(sum[1], s, slot, a.plan.rows, tiles, channel + 8);
-        replace<T, kRows, kWidth>(tile, a.plan.tile_pitch, chunk * F::kChunk + channel, sum, direction);
+      for (int step = 0; step < S::kSteps; ++step) {
+        float sum[S::kStep / 8][kFragments][4];
+#pragma unroll
+        for (int h = 0; h < S::kStep / 8; ++h) multiply_back<T, kEights>(sum[h], s, lows, block + h * 128, eights);
+#pragma unroll
+        for (int f = 0; f < kFragments; ++f) {
+          uint32_t x[4];
+          pixels.read(x, f, 0);
+          __syncwarp();
+          writer.write(f, x, sum, direction);
+        }
+        pixels.advance(), writer.advance(pixels.step_bytes), block = block + step_bytes;
       }
+      reading.advance();
     }
-    SYNC_THREADS(42);
-    write_tile<T, kRows>(job, place, tile);
+    SYNC_THREADS(gradient_is_complete);
+    write_tile<T, kRows>(job, place_of(a, anew(n)), tile);
   }
 }
 
-template <class T, int kTiles>
+template <class T, int kEights>
 cudaError_t fast_gradients_of(const FastGradients& job, cudaStream_t stream) {
   const FastPlan& plan = job.common.plan;
-  auto kernel = plan.pixels_first ? fast_gradients_kernel<T, kTiles, true> : fast_gradients_kernel<T, kTiles, false>;
-  return launch<FastGradients>(kernel, plan.blocks, 2 * plan.tile_pixels, plan.shared_bytes, stream, job);
+  auto kernel = plan.pixels_first ? fast_gradients_kernel<T, kEights, true> : fast_gradients_kernel<T, kEights, false>;
+  return launch<FastGradients>(kernel, plan.blocks, plan.threads, plan.shared_bytes, stream, job);
 }
 template <class T>
 cudaError_t fast_gradients_as(const FastGradients& job, cudaStream_t stream) {
-  if (job.common.plan.classes == 24) return fast_gradients_of<T, 3>(job, stream);
-  if (job.common.plan.classes == 64) return fast_gradients_of<T, 8>(job, stream);
-  return fast_gradients_of<T, 32>(job, stream);
+  return with_eights(job.common.plan.classes / 8,
+                     [&](auto eights) { return fast_gradients_of<T, decltype(eights)::value>(job, stream); });
 }
 
 }  // namespace proac::cuda

@@ -18,31 +18,50 @@ extern template cudaError_t fast_gradients_as<float>(const FastGradients&, cudaS
 
 namespace {
 
-constexpr int kMostChannels = 1024, kMostClasses = 256, kMostBlocks = 2048, kMostSlots = 4;
+constexpr int kMostChannels = 1024, kMostClasses = 256, kMostSlots = 4, kMostBlocks = 2048;
 
 int round_up(int64_t n, int multiple) { return static_cast<int>((n + multiple - 1) / multiple * multiple); }
 
+// What a plan takes from the kernel that runs.
+struct Constants {
+  int fragments, stage_channels, stage_bytes_per_eight, most_pixels, blocks, wanted;
+};
+template <class T>
+Constants constants_of(int eights) {
+  return with_eights(eights, [](auto n) {
+    using S = Shape<T, decltype(n)::value>;
+    return Constants{S::kFragments, S::kStage, S::kSteps * S::kBlock, S::kMostPixels, S::kBlocks, S::kWanted};
+  });
+}
+
 // Fills in what follows from the number of pixels of a tile; false where it does not fit.
-bool fit(FastPlan& p, const Features& x, int64_t num_classes, FastStage stage, int chunk_bytes, int tile_pixels,
+bool fit(FastPlan& p, const Features& x, int64_t num_classes, FastStage stage, const Constants& kernel, int tile_pixels,
          int budget) {
-  int size = x.type == Type::float32 ? 4 : 2, parts = size == 4 ? 1 : 2, chunks = p.channels * size / chunk_bytes;
-  int slot_bytes = parts * p.rows * (chunk_bytes + 16), rest = kPixelArrays * 4 * tile_pixels, scratch = 0;
+  int size = x.type == Type::float32 ? 4 : 2, slot_bytes = kernel.stage_bytes_per_eight * (p.rows / 8);
+  int arrays = stage == FastStage::statistics ? kForwardArrays : kBackwardArrays, rest = arrays * 4 * tile_pixels,
+      scratch = 0;
+  p.tile_pixels = tile_pixels;
+  p.threads = tile_pixels / (16 * kernel.fragments) * 32;
+  for (p.tile_shift = 0; 1 << p.tile_shift < tile_pixels;) ++p.tile_shift;
   if (stage == FastStage::statistics) {
     rest += sizeof(Diagnostics) + kPartialRows * static_cast<int>(num_classes) * 4;
-    scratch = tile_pixels / kWarpPixels * p.rows * static_cast<int>(sizeof(WarpPart));
-  } else if (stage == FastStage::gradients_and_prototypes) {
-    scratch = tile_pixels * class_group_pitch(p.classes) * 4;
+    scratch = p.threads / 32 * p.rows * static_cast<int>(sizeof(WarpPart));
+  } else {
+    rest += p.rows * static_cast<int>(sizeof(ClassFactors));
+    if (stage == FastStage::gradients_and_prototypes) scratch = tile_pixels * class_group_pitch(p.classes) * 4;
   }
-  p.tile_pixels = tile_pixels;
-  p.tile_pitch = p.pixels_first ? p.channels + 16 / size : tile_pixels + 8;
+  int full_row = 128 / size;  // pixels
+  for (p.exchange_shift = 0; tile_pixels << p.exchange_shift < full_row;) ++p.exchange_shift;
+  p.exchange_mask = (tile_pixels < full_row ? tile_pixels : full_row) - 1;
+  p.tile_pitch = p.pixels_first ? p.channels + 16 / size : tile_pixels;
   p.tile_bytes = (p.pixels_first ? tile_pixels : p.channels) * p.tile_pitch * size;
   rest += p.tile_bytes;
-  p.resident = rest + chunks * slot_bytes + scratch <= budget;
-  p.slots = chunks;
+  p.resident = rest + p.stages * slot_bytes + scratch <= budget;
+  p.slots = p.stages;
   if (!p.resident)
-    for (p.slots = chunks < kMostSlots ? chunks : kMostSlots; p.slots > 2 && rest + p.slots * slot_bytes > budget;)
+    for (p.slots = p.stages < kMostSlots ? p.stages : kMostSlots; p.slots > 2 && rest + p.slots * slot_bytes > budget;)
       --p.slots;
-  p.ahead = p.slots < 3 ? 1 : p.slots < kMostSlots ? p.slots - 1 : kMostSlots - 1;
+  p.ahead = p.resident ? kMostSlots - 1 : p.slots < 2 ? 1 : p.slots - 1;
   int ring = p.slots * slot_bytes;
   p.scratch_offset = p.tile_bytes + (p.resident ? ring : 0);
   p.arrays_offset = p.tile_bytes + (p.resident ? ring + scratch : ring > scratch ? ring : scratch);
@@ -62,25 +81,37 @@ bool is_aligned(const Features& x, bool pixels_first) {
 
 bool plan_fast(const Features& x, int64_t num_classes, FastStage stage, FastPlan& p) {
   if (x.type == Type::float64 || x.channels > kMostChannels || num_classes > kMostClasses) return false;
-  int limit = shared_limit(), size = x.type == Type::float32 ? 4 : 2;
-  bool backward = stage != FastStage::statistics;
-  p.classes = num_classes <= 24 ? 24 : num_classes <= 64 ? 64 : 256;
-  int chunk_bytes = p.classes == 256 ? 32 : p.classes == 24 && backward ? 128 : 64;
+  int limit = shared_limit(), eights = round_up(num_classes, 8) / 8;
+  bool is_float = x.type == Type::float32, backward = stage != FastStage::statistics;
+  Constants kernel = is_float ? constants_of<float>(eights) : constants_of<__half>(eights);
+  p.classes = with_eights(eights, [](auto n) { return 8 * decltype(n)::value; });
   p.pixels_first = x.stride_channel == 1 && x.stride_pixel != 1;
-  p.rows =
-      round_up(num_classes, backward && size == 2 ? 16 : 8);  // a product's classes: 16 of 16-bit numbers, 8 of TF32
-  p.channels = round_up(x.channels, chunk_bytes / size < 16 ? 16 : chunk_bytes / size);
+  // a product's classes: 8, and as what is summed over 16 of 16-bit numbers
+  p.rows = round_up(num_classes, backward && !is_float ? 16 : 8);
+  p.stages = (static_cast<int>(x.channels) + kernel.stage_channels - 1) / kernel.stage_channels;
+  if (p.stages == 0) p.stages = 1;
+  p.channels = p.stages * kernel.stage_channels;
+  if (backward && p.channels % 16) p.channels += 16 - p.channels % 16;  // the prototypes' gradient takes 16 at a time
   p.aligned = is_aligned(x, p.pixels_first);
-  // the largest tile that leaves room for a second block, where registers do so too; else the largest that fits
-  bool fits = false;
-  for (int pixels = 128; pixels >= 32 && !fits; pixels /= 2)
-    fits = fit(p, x, num_classes, stage, chunk_bytes, pixels, p.classes == 256 ? limit : limit / 2);
-  for (int pixels = 64; pixels >= kWarpPixels && !fits; pixels /= 2)
-    fits = fit(p, x, num_classes, stage, chunk_bytes, pixels, limit);
-  if (!fits) return false;
+  // the most pixels on a multiprocessor, in as many blocks as are wanted where fewer would not hold more
+  int most = 0, resident = kernel.blocks * kernel.most_pixels;
+  FastPlan found;
+  for (int blocks = kernel.wanted; blocks >= 1; --blocks)
+    for (int pixels = kernel.most_pixels; pixels >= 16 * kernel.fragments; pixels /= 2)
+      if (blocks * pixels <= resident && blocks * pixels > most &&
+          fit(p, x, num_classes, stage, kernel, pixels, limit / blocks))
+        most = blocks * pixels, found = p;
+  if (!most) return false;
+  p = found;
   p.tiles_per_image = (x.pixels + p.tile_pixels - 1) / p.tile_pixels;
-  p.tiles = p.tiles_per_image * x.batch;
-  p.blocks = static_cast<int>(few_blocks(p.tiles, kMostBlocks));
+  int64_t tiles = p.tiles_per_image * x.batch;
+  if (tiles > INT32_MAX - kMostBlocks) return false;  // 2^35 pixels
+  p.tiles = static_cast<int>(tiles);
+  // as many blocks as are resident at once: prototypes that stay are then used for many tiles
+  int by_shared = (limit + 2 * kSystemShared) / (p.shared_bytes + kSystemShared),
+      by_registers = resident / p.tile_pixels;
+  p.blocks_each = by_shared < by_registers ? by_shared : by_registers;
+  p.blocks = static_cast<int>(few_blocks(p.tiles, kMostBlocks, p.blocks_each));
   return true;
 }
 

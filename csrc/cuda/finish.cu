@@ -11,9 +11,9 @@ constexpr int kColumns = 32, kLanes = 16;  // a merging block: 32 classes side b
 template <class V, class Combine>
 __device__ V reduce_columns(V v, V* scratch, Combine combine) {
   int column = threadIdx.x % kColumns, lane = threadIdx.x / kColumns;
-  SYNC_THREADS(5);
+  SYNC_THREADS(columns_are_free);
   scratch[lane * kColumns + column] = v;
-  SYNC_THREADS(6);
+  SYNC_THREADS(columns_are_written);
   if (lane == 0)
     for (int other = 1; other < kLanes; ++other) v = combine(v, scratch[other * kColumns + column]);
   return v;
@@ -23,7 +23,7 @@ template <class C>
 __device__ void merge_diagnostics(const MergeStatistics& a) {
   SHARED(Diagnostics, total);
   if (threadIdx.x == 0) clear(total);
-  SYNC_THREADS(7);
+  SYNC_THREADS(diagnostics_are_clear);
   const Diagnostics* partial = static_cast<const Diagnostics*>(a.diagnostics);
   for (int b = threadIdx.x; b < a.blocks; b += kColumns * kLanes) {
     atomicAdd(&total.labels, partial[b].labels);
@@ -31,7 +31,7 @@ __device__ void merge_diagnostics(const MergeStatistics& a) {
     atomicAdd(&total.weights, partial[b].weights);
     atomicMin(&total.first_weight, partial[b].first_weight);
   }
-  SYNC_THREADS(8);
+  SYNC_THREADS(diagnostics_are_counted);
   if (threadIdx.x) return;
   a.first_values[0] = static_cast<int64_t>(total.labels);
   a.first_values[2] = static_cast<int64_t>(total.weights);

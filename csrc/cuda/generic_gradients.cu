@@ -33,21 +33,21 @@ __device__ void write_gradient(const GenericGradients& a, GenericTile<C>& tile, 
   const C* unit = static_cast<const C*>(a.unit);
   C total[4][4] = {};
   for (int k0 = 0; k0 < num_classes; k0 += kGenericDepth) {
-    SYNC_THREADS(24);
+    SYNC_THREADS(generic_coefficients_are_free);
     for (int i = t; i < kGenericDepth * 64; i += kGenericThreads) {
       int k = i % kGenericDepth, p = i / kGenericDepth, d = i % 64, q = i / 64;
       tile.x[k][p] = k0 + k < num_classes ? coefficients[static_cast<int64_t>(p) * num_classes + k0 + k] : C(0);
       tile.p[q][d] =
           k0 + q < num_classes && d0 + d < a.features.channels ? unit[(k0 + q) * a.features.channels + d0 + d] : C(0);
     }
-    SYNC_THREADS(25);
+    SYNC_THREADS(generic_coefficients_are_filled);
     for (int k = 0; k < kGenericDepth; ++k)
       for (int i = 0; i < 4; ++i)
         for (int j = 0; j < 4; ++j) total[i][j] += tile.p[k][row + i] * tile.x[k][column + j];
   }
   for (int i = 0; i < 4; ++i)
     for (int j = 0; j < 4; ++j) tile.s[row + i][column + j] = total[i][j];
-  SYNC_THREADS(27);
+  SYNC_THREADS(generic_gradient_is_complete);
   bool planes = a.grad.stride_pixel == 1;
   for (int i = t; i < 64 * 64; i += kGenericThreads) {
     int d = planes ? i / 64 : i % 64, p = planes ? i % 64 : i / 64;
@@ -71,7 +71,7 @@ __device__ void add_prototype_gradient(const GenericGradients& a, GenericTile<C>
   C total[4][4] = {};
   bool planes = a.features.stride_pixel == 1;
   for (int p0 = 0; p0 < kGenericPixels; p0 += kGenericDepth) {
-    SYNC_THREADS(28);
+    SYNC_THREADS(generic_products_are_free);
     for (int i = t; i < kGenericDepth * 64; i += kGenericThreads) {
       int k = i % 64, p = i / 64;
       tile.p[p][k] = k0 + k < num_classes ? coefficients[static_cast<int64_t>(p0 + p) * num_classes + k0 + k] : C(0);
@@ -80,7 +80,7 @@ __device__ void add_prototype_gradient(const GenericGradients& a, GenericTile<C>
       tile.x[q][d] =
           inside ? load<C, T>(a.features, place.image, d0 + d, place.first + p0 + q) * tile.inverse_norm[p0 + q] : C(0);
     }
-    SYNC_THREADS(29);
+    SYNC_THREADS(generic_products_are_filled);
     for (int p = 0; p < kGenericDepth; ++p)
       for (int i = 0; i < 4; ++i)
         for (int j = 0; j < 4; ++j) total[i][j] += tile.p[p][row + i] * tile.x[p][column + j];
@@ -109,7 +109,7 @@ __global__ void __launch_bounds__(kGenericThreads, 1) generic_gradients_kernel(G
   C* coefficients = static_cast<C*>(a.coefficients) + static_cast<int64_t>(blockIdx.x) * kGenericPixels * num_classes;
   for (int64_t n = blockIdx.x; n < a.tiling.count; n += gridDim.x) {
     TilePlace place = place_of(a.tiling, a.features, n);
-    SYNC_THREADS(30);
+    SYNC_THREADS(generic_tile_is_free);
     read_generic_tile<C, T>(tile, a.features, a.pixels, a.sampling, place, nullptr);
     if (a.pixel_anchor) {
       LogSum<C> all_classes = empty_sum<C>();
@@ -124,7 +124,7 @@ __global__ void __launch_bounds__(kGenericThreads, 1) generic_gradients_kernel(G
     for (int k0 = 0; k0 < num_classes; k0 += kGenericClasses) {
       similarities<C, T>(tile, a.features, unit, num_classes, place, k0, inverse_tau);
       write_coefficients(a, tile, coefficients, k0, pixel_log_z);
-      SYNC_THREADS(31);
+      SYNC_THREADS(generic_coefficients_are_written);
       for (int r = 0; t < kGenericPixels && r < kGenericClasses && k0 + r < num_classes; ++r)
         along += coefficients[static_cast<int64_t>(t) * num_classes + k0 + r] * tile.s[r][t];
     }

@@ -22,7 +22,7 @@ __global__ void __launch_bounds__(kGenericThreads, 1) generic_statistics_kernel(
   if (t == 0) clear(diagnostics);
   for (int64_t n = blockIdx.x; n < a.tiling.count; n += gridDim.x) {
     TilePlace place = place_of(a.tiling, a.features, n);
-    SYNC_THREADS(20);
+    SYNC_THREADS(generic_pixels_are_free);
     read_generic_tile<C, T>(tile, a.features, a.pixels, a.sampling, place, &diagnostics);
     LogSum<C> all_classes = empty_sum<C>();  // of pixel t
     C own = C(0);
@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(kGenericThreads, 1) generic_statistics_kernel(
       positive[t] = tile.weight[t] * own;
       excess[t] = a.pixel_anchor ? tile.weight[t] * (value(all_classes) - own) : C(0);
     }
-    SYNC_THREADS(22);
+    SYNC_THREADS(generic_terms_are_written);
     add_by_class<3, C>(
         kGenericPixels, tile.label, {tile.weight, positive, excess},
         {partial + kWeight * num_classes, partial + kPositiveSum * num_classes, partial + kPixelLossSum * num_classes});

@@ -70,7 +70,7 @@ __device__ void read_generic_tile(GenericTile<C>& tile, const Features& x, const
     for (int64_t d = part; d < x.channels; d += kParts)
       largest = larger(largest, static_cast<C>(fabs(load<C, T>(x, place.image, d, place.first + p))));
   tile.s[part][p] = largest;
-  SYNC_THREADS(13);
+  SYNC_THREADS(generic_maxima_are_written);
   for (int other = 0; other < kParts; ++other) largest = larger(largest, tile.s[other][p]);
   if (largest == C(0)) largest = C(1);
   if (p < place.pixels)
@@ -79,7 +79,7 @@ __device__ void read_generic_tile(GenericTile<C>& tile, const Features& x, const
       sum += v * v;
     }
   tile.s[kParts + part][p] = sum;
-  SYNC_THREADS(14);
+  SYNC_THREADS(generic_squares_are_written);
   if (part == 0) {
     for (int other = 1; other < kParts; ++other) sum += tile.s[kParts + other][p];
     C norm = largest * sqrt(sum);
@@ -97,7 +97,7 @@ __device__ void similarities(GenericTile<C>& tile, const Features& x, const C* u
   C total[4][4] = {};
   bool planes = x.stride_pixel == 1;
   for (int64_t d0 = 0; d0 < x.channels; d0 += kGenericDepth) {
-    SYNC_THREADS(16);
+    SYNC_THREADS(generic_slices_are_free);
     for (int i = t; i < kGenericDepth * kGenericPixels; i += kGenericThreads) {
       int d = planes ? i / kGenericPixels : i % kGenericDepth, p = planes ? i % kGenericPixels : i / kGenericDepth;
       bool inside = d0 + d < x.channels && p < place.pixels;
@@ -108,7 +108,7 @@ __device__ void similarities(GenericTile<C>& tile, const Features& x, const C* u
       bool inside = d0 + d < x.channels && first_class + k < num_classes;
       tile.p[d][k] = inside ? unit[(first_class + k) * x.channels + d0 + d] : C(0);
     }
-    SYNC_THREADS(17);
+    SYNC_THREADS(generic_slices_are_filled);
     C part[4][4] = {};  // short sums, added up: half the rounding of one long sum
 #pragma unroll
     for (int d = 0; d < kGenericDepth; ++d)
@@ -119,7 +119,7 @@ __device__ void similarities(GenericTile<C>& tile, const Features& x, const C* u
   }
   for (int a = 0; a < 4; ++a)
     for (int b = 0; b < 4; ++b) tile.s[row + a][column + b] = total[a][b] * tile.inverse_norm[column + b] * inverse_tau;
-  SYNC_THREADS(19);
+  SYNC_THREADS(generic_similarities_are_written);
 }
 
 // i in N_k?

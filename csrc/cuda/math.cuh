@@ -108,7 +108,7 @@ template <class C>
 __device__ C block_sum(C v, C* scratch) {
   v = warp_sum(v);
   if ((threadIdx.x & 31) == 0) scratch[threadIdx.x >> 5] = v;
-  SYNC_THREADS(1);
+  SYNC_THREADS(warps_have_summed);
   C total = C(0);
   for (int w = 0; w < static_cast<int>(blockDim.x >> 5); ++w) total += scratch[w];
   return total;

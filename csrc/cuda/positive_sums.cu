@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(kSumThreads, 1) positive_sums_kernel(PositiveS
     Pixel<C> pixel = {-1, C(0), false, false};
     if (i < a.pixels.count) pixel = read_pixel<C>(a.pixels, i);
     int k = pixel.label;
-    SYNC_THREADS(9);
+    SYNC_THREADS(terms_are_free);
     label[threadIdx.x] = k;
     if (k >= 0) {
       C log_z = statistics[kLogZ * num_classes + k], weight = statistics[kNegW * num_classes + k];
@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(kSumThreads, 1) positive_sums_kernel(PositiveS
       loss[threadIdx.x] = pixel.weight * softplus(margin);
       slope[threadIdx.x] = pixel.weight * sigmoid(margin);
     }
-    SYNC_THREADS(10);
+    SYNC_THREADS(terms_are_written);
     add_by_class<2, C>(kSumThreads, label, {loss, slope}, {partial, partial + num_classes});
   }
 }

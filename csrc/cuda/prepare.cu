@@ -36,7 +36,7 @@ __device__ void write_factors(const Prepare& a, C* scratch) {
     if (weight[k] > C(0)) sum_class_weight += class_weight ? class_weight[k] : C(1);
   }
   sum_class_weight = block_sum(sum_class_weight, scratch);
-  SYNC_THREADS(2);
+  SYNC_THREADS(class_weights_are_read);
   sum_weight = block_sum(sum_weight, scratch);
   C* out = static_cast<C*>(a.factors);
   C inverse_tau = static_cast<C>(1.0 / a.temperature);
@@ -77,9 +77,9 @@ __global__ void __launch_bounds__(kPrepareThreads) prepare_kernel(Prepare a) {
       largest = larger(largest, static_cast<C>(fabs(p[d])));
   for (int o = 16; o; o >>= 1) largest = larger(largest, __shfl_xor_sync(kAllLanes, largest, o));
   if ((threadIdx.x & 31) == 0) scratch[threadIdx.x >> 5] = largest;
-  SYNC_THREADS(3);
+  SYNC_THREADS(maxima_are_written);
   for (int w = 0; w < kPrepareThreads / 32; ++w) largest = larger(largest, scratch[w]);
-  SYNC_THREADS(4);
+  SYNC_THREADS(maxima_are_read);
   if (largest == C(0)) largest = C(1);
   C sum = C(0);
   if (real)
@@ -98,12 +98,11 @@ __global__ void __launch_bounds__(kPrepareThreads) prepare_kernel(Prepare a) {
   }
   if constexpr (sizeof(C) == 4) {
     if (a.split && row < a.split_rows) {
-      T* high = static_cast<T*>(a.split) + static_cast<int64_t>(row) * a.split_channels;
-      T* low = high + static_cast<int64_t>(a.split_rows) * a.split_channels;
       for (int d = threadIdx.x; d < a.split_channels; d += kPrepareThreads) {
+        T* high = static_cast<T*>(a.split) + PrototypeBlock<T>::offset(a.split_rows / 8, row, d);
         float x = unit(d) * Split<T>::kScale;
-        high[d] = Split<T>::round(x);
-        if (Split<T>::kParts == 2) low[d] = Split<T>::round(x - widen<float>(high[d]));
+        *high = Split<T>::round(x);
+        if (Split<T>::kParts == 2) high[PrototypeBlock<T>::kLow] = Split<T>::round(x - widen<float>(*high));
       }
     }
   }

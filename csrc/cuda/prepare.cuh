@@ -27,10 +27,9 @@ struct Prepare {
   const void* prototypes;  // C (K, D)
   int num_classes, channels;
   // out; each null where not wanted
-  void* unit;  // C (K, D)
-  void* norm;  // C (K)
-  void*
-      split;  // the features' type, (2, split_rows, split_channels): high and low parts times kSplitScale, zero-padded
+  void* unit;   // C (K, D)
+  void* norm;   // C (K)
+  void* split;  // the features' type: high and low parts times kScale, in the order of PrototypeBlock, zero-padded
   int split_rows, split_channels;
   void* factors;       // C (kFactorRows, K)
   PrototypeSums sums;  // set to zero

@@ -67,7 +67,7 @@ __global__ void __launch_bounds__(kBins) select_pick_kernel(SelectKernel job) {
   }
   if (lane == 31) warp_total[warp] = sum;
   if (t == 0) found = kAllTaken;
-  SYNC_THREADS(11);
+  SYNC_THREADS(warps_have_counted);
   unsigned long long total = 0;
   for (int w = 0; w < kBins / 32; ++w) {
     if (w < warp) sum += warp_total[w];
@@ -79,7 +79,7 @@ __global__ void __launch_bounds__(kBins) select_pick_kernel(SelectKernel job) {
     found = prefix << 8 | static_cast<unsigned long long>(t);
     job.rank[k] = rank - (sum - count);
   }
-  SYNC_THREADS(12);
+  SYNC_THREADS(bin_is_found);
   job.histogram[k * kBins + t] = 0;
   if (t) return;
   job.prefix[k] = found;

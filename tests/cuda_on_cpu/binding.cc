@@ -5,6 +5,7 @@
 #include <pybind11/stl.h>
 
 #include "arguments.h"
+#include "fast.cuh"
 #include "on_cpu.h"
 
 namespace py = pybind11;
@@ -190,6 +191,26 @@ static std::vector<std::pair<size_t, size_t>> take_workspaces() {
 }
 
 PYBIND11_MODULE(cuda_on_cpu, m) {
+  // How the fast path would cut a call, as {name: number}; empty where it does not take it.
+  m.def("plan", [](const std::string& type, int64_t channels, int64_t pixels, bool channels_last, int64_t num_classes,
+                   int stage) {
+    Features x = {nullptr,
+                  type_of(type),
+                  1,
+                  channels,
+                  pixels,
+                  channels * pixels,
+                  channels_last ? 1 : pixels,
+                  channels_last ? channels : 1};
+    FastPlan p = {};
+    std::map<std::string, int64_t> out;
+    if (plan_fast(x, num_classes, static_cast<FastStage>(stage), p))
+      out = {{"pixels", p.tile_pixels}, {"threads", p.threads},   {"classes", p.classes}, {"stages", p.stages},
+             {"slots", p.slots},        {"resident", p.resident}, {"aligned", p.aligned}, {"shared", p.shared_bytes},
+             {"blocks", p.blocks_each}, {"rows", p.rows}};
+    return out;
+  });
+
   m.def("select_negatives", select_negatives);
   m.def("class_statistics", class_statistics);
   m.def("positive_sums", positive_sums);
