@@ -208,11 +208,17 @@ def test_tensor_cores_that_truncate(dtype: torch.dtype, channels: int, layout: s
 
 
 def traffic(
-    dtype: torch.dtype, layout: str, num_classes: int, pixels: int = 4096, channels: int = 256, learnable: bool = False
+    dtype: torch.dtype,
+    layout: str,
+    num_classes: int,
+    pixels: int = 4096,
+    channels: int = 256,
+    learnable: bool = False,
+    multiprocessors: int = 132,
 ) -> dict[str, dict[str, float]]:
     """Bytes per array over the features' bytes, for the two kernels that read the features."""
     case = make_case(dtype, channels, num_classes, spatial=(pixels,), batch=1, layout=layout)
-    call = Call(case, hardest=False, learnable=learnable, nbytes=1 << 29)
+    call = Call(case, hardest=False, learnable=learnable, nbytes=1 << 29, multiprocessors=multiprocessors)
     call.check()
     size = case["features"].numel() * case["features"].element_size()
     out = {}
@@ -255,12 +261,15 @@ def traffic(
     ],
 )
 def test_traffic(dtype: torch.dtype, layout: str, num_classes: int) -> None:
-    for stage, row in traffic(dtype, layout, num_classes, pixels=1024 if num_classes == 19 else 4096).items():
+    few = num_classes == 19
+    # Two multiprocessors for 1,024 pixels are what 132 are for 65,536: a resident block takes two tiles.
+    size = {"pixels": 1024, "multiprocessors": 2} if few else {"pixels": 4096}
+    for stage, row in traffic(dtype, layout, num_classes, **size).items():
         assert row["features read"] <= 1.05, (stage, row)
         assert row["gradient written"] <= 1.02, (stage, row)
         assert row["shared wavefronts"] <= 1.15, (stage, row)
-        if num_classes == 19:
-            assert row["workspace sectors"] <= 0.5, (stage, row)
+        if few:
+            assert row["workspace sectors"] <= 0.4, (stage, row)
 
 
 @pytest.mark.slow
