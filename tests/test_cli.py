@@ -125,11 +125,17 @@ def test_prototypes_interrupted_are_kept(tmp_path):
     """Ctrl-C, as a terminal sends it, in the middle of a search that would go on for an hour."""
     path = tmp_path / "kept.npy"
     command = [sys.executable, "-m", "proac_cuda", "prototypes", "70", "12", "--seconds", "3600", "--output", str(path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+
+    def takes_ctrl_c() -> None:
+        """A process that a shell has put into the background ignores it, and so would its children."""
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes, text=True, preexec_fn=takes_ctrl_c) as process:
         assert "Ctrl-C ends the search" in process.stderr.readline()
         time.sleep(3)
         process.send_signal(signal.SIGINT)
-        out, _ = process.communicate(timeout=600)
+        out, _ = process.communicate(timeout=120)
     assert process.returncode == 0
     assert "saved to" in out and "kept.npy" in out.replace("\n", "")
     assert np.load(path).shape == (70, 12)
