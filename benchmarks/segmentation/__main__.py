@@ -30,7 +30,7 @@ from .study_report import report_text
 from .train import StepRecord, TrainConfig, train
 
 DEFAULTS = TrainConfig()
-DEMO_ITERATIONS = 250
+DEMO_ITERATIONS = 120
 
 
 def parser() -> argparse.ArgumentParser:

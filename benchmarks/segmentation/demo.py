@@ -172,9 +172,7 @@ def speed_table(problem: Problem = SPEED, rounds: int = 3) -> Table:
         for name in contestants:
             seconds[name] += clock.time([lambda name=name: call(name)])
     shape = " x ".join(map(str, problem.shape))
-    table = Table(
-        title=f"Forward + backward, features {shape}, K = {problem.classes}, {torch.get_num_threads()} threads"
-    )
+    table = Table(title=f"Forward + backward, {shape}, K = {problem.classes}")
     for title in ("", "time", "times ours", "memory"):
         table.add_column(title, justify="left" if not title else "right")
     ours = median(seconds["proac_cuda"])
