@@ -88,13 +88,18 @@ def batch_of(dataset: SegmentationDataset, count: int, device: str) -> tuple[Ten
     return images.to(device), torch.stack([torch.from_numpy(label).long() for _, label in chosen]).to(device)
 
 
+def labels_read(labels: Tensor, features: Tensor) -> Tensor:
+    """The labels (B, H, W) at the resolution of a map of features, by the loss's rule."""
+    return F.interpolate(labels[:, None].float(), features.shape[2:], mode="nearest")[:, 0].long()
+
+
 @torch.no_grad()
 def cosines(run: TrainResult, images: Tensor, labels: Tensor, prototypes: Tensor) -> Cosines:
     """What the statistics of the loss say of a network, whether or not it was trained with the loss."""
     run.network.eval()
     features = run.network(images)[1]
     _, stats = proac_loss(features, labels, prototypes, return_stats=True)
-    read = F.interpolate(labels[:, None].float(), features.shape[2:], mode="nearest")[:, 0].long()
+    read = labels_read(labels, features)
     nearest = torch.einsum("kd,bdhw->bkhw", F.normalize(prototypes, dim=1), F.normalize(features, dim=1)).argmax(1)
     kept = (read >= 0) & (read < len(prototypes))
     return Cosines(
@@ -128,7 +133,7 @@ def sphere_of(run: TrainResult, data: Splits, steps: int) -> Sphere:
     loss = ProACLoss(len(names), 3, temperature=SPHERE_TEMPERATURE).to(device)
     optimizer = torch.optim.AdamW(head.parameters(), lr=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=steps + 1)
-    read = F.interpolate(shown_labels[:, None].float(), shown.shape[2:], mode="nearest").flatten().long()
+    read = labels_read(shown_labels, shown).flatten()
     kept = torch.nonzero(read < len(names)).flatten()
     chosen = kept[torch.randperm(len(kept))[:SHOWN_PIXELS]]
     rows = shown.movedim(1, -1).flatten(0, -2)[chosen]
