@@ -13,6 +13,7 @@ extensions = [
 ]
 smartquotes = False  # quotes are code's, for the most part
 html_theme = "furo"
+html_extra_path = ["pages"]  # the page that explains the loss
 html_show_copyright = False
 html_title = f"proac_cuda {version}"
 myst_heading_anchors = 3
