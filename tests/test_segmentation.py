@@ -24,6 +24,7 @@ from benchmarks.segmentation.data import (
     ArrayDataset,
     Batches,
     DataError,
+    ResizedDataset,
     Splits,
     augment,
     find_pairs,
@@ -450,7 +451,9 @@ def test_demo_says_what_it_does_and_leaves_pictures(tmp_path):
     console = Console(record=True, width=120, file=io.StringIO())  # no terminal, as in a log
     config = TrainConfig(proac_weight=0.1, iterations=50, batch_size=2, crop=(32, 32), embedding_dim=8)
     runs = demo.run_demo(config, lambda: toy_splits(4), tmp_path, console, sphere_steps=12)
-    assert list(runs) == ["cross-entropy", "cross-entropy + 0.1 ProAC"]
+    assert list(runs) == ["cross-entropy", "cross-entropy + 0.1 ProAC"] and all(
+        len(some) == 1 for some in runs.values()
+    )
     text = console.export_text()
     assert all(f"[{k}/5]" in text for k in range(1, 6)) and text.count("step 50 of 50") == 2
     assert all(words in text for words in ("nearest prototype is the own", "published loss", "proac_cuda", "mean IoU"))
@@ -488,11 +491,76 @@ def test_command_line_on_a_folder(folder, capsys):
     text = capsys.readouterr().out
     assert all(word in text for word in (*CLASSES, "mean IoU", "memory in ProAC"))
     numbers = json.loads((folder / "out" / "metrics.json").read_text())
-    assert set(numbers) == {"cross-entropy", "cross-entropy + ProAC"}
-    assert len(numbers["cross-entropy"]["history"]) == 3
+    assert set(numbers["runs"]) == {"cross-entropy", "+ 0.1 ProAC"}
+    assert len(numbers["runs"]["cross-entropy"][0]["history"]) == 3
+    assert "Seed 0 alone" in text and "--seeds 0-4" in text
     with Image.open(folder / "out" / "predictions.png") as picture:
         assert picture.width > 1000
 
     (folder / "masks" / "scene3.png").unlink()
     assert command_line.main(arguments) == 2
     assert "scene3.png has no mask" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_command_line_with_seeds_and_weights(folder, capsys):
+    """Cross-entropy once a seed, every weight beside it, own parts, resized images; differences are paired by seed."""
+    for part, names in {"train": range(6), "val": [6, 7], "test": [8, 9]}.items():
+        (folder / f"{part}.txt").write_text("".join(f"scene{i}\n" for i in names))
+    options = {"--images": "images", "--masks": "masks", "--classes": "names.txt", "--lists": "", "--output": "out"}
+    arguments = ["train", *(text for name, path in options.items() for text in (name, str(folder / path)))]
+    more = """--iterations 2 --batch-size 2 --crop 32 32 --resize 48 56 --device cpu --embedding-dim 8 --seeds 3-4 7
+        --proac-weight 0.1 0.3 --num-negatives 50 --negative-reduction mean --label-sampling nearest-exact"""
+    assert command_line.main([*arguments, *more.split()]) == 0
+    text = capsys.readouterr().out
+    assert "6 training, 2 validation and 2 test images" in text and "Seed" not in text
+    assert all(f"{name}, seed {seed}" in text for name in ("cross-entropy", "+ 0.3 ProAC") for seed in (3, 4, 7))
+    numbers = json.loads((folder / "out" / "metrics.json").read_text())
+    assert list(numbers["runs"]) == ["cross-entropy", "+ 0.1 ProAC", "+ 0.3 ProAC"]
+    for name, runs in numbers["runs"].items():
+        assert [run["config"]["seed"] for run in runs] == [3, 4, 7]
+        config = runs[0]["config"]
+        assert (config["num_negatives"], config["negative_reduction"]) == (50, "mean")
+        assert config["label_sampling"] == "nearest-exact"
+        assert config["proac_weight"] == {"cross-entropy": 0, "+ 0.1 ProAC": 0.1, "+ 0.3 ProAC": 0.3}[name]
+        assert np.sum(runs[0]["test"]["confusion"]) <= 2 * 48 * 56
+        if name != "cross-entropy":
+            means = [[run["test"]["mean_iou"] for run in numbers["runs"][n]] for n in (name, "cross-entropy")]
+            found = numbers["differences"][name]["test"]
+            assert found["mean"] == pytest.approx(np.mean(np.subtract(*means))) and found["count"] == 3
+
+
+@pytest.mark.parametrize("options", ["--lists", "--void"])
+def test_options_of_own_folders_do_not_go_with_a_published_data_set(options, tmp_path, capsys):
+    assert command_line.main(["train", "--dataset", "voc", "--root", str(tmp_path), options, "7"]) == 2
+    assert "its own parts and void value" in capsys.readouterr().err
+
+
+def test_void_values(folder):
+    """Value 1 is void: value 2 becomes class 1, and 255 stays ignored."""
+    path = folder / "masks" / "scene0.png"
+    mask = np.array(Image.open(path))
+    data = folder_splits(folder / "images", folder / "masks", ("background", "stripe"), void=[1])
+    index = next(p for p in vars(data).values() for pair in p.pairs if pair[1] == path)
+    label = index[[pair[1] for pair in index.pairs].index(path)][1]
+    assert set(np.unique(mask)) == {0, 1, 2, IGNORE_INDEX} and set(np.unique(label)) == {0, 1, IGNORE_INDEX}
+    assert np.array_equal(label == 1, mask == 2) and np.array_equal(label == IGNORE_INDEX, (mask == 1) | (mask == 255))
+    with pytest.raises(DataError, match="label 2"):
+        folder_splits(folder / "images", folder / "masks", ("background", "stripe"), void=[3])
+
+
+@pytest.mark.parametrize(
+    "content, message", [(None, "does not exist"), ("\n", "is empty"), ("scene99\n", "no image in")]
+)
+def test_lists_that_cannot_be_used(folder, content, message):
+    (folder / "train.txt").write_text("scene0.png\n")
+    if content is not None:
+        (folder / "val.txt").write_text(content)
+    with pytest.raises(DataError, match=rf"val.txt.*{message}"):
+        folder_splits(folder / "images", folder / "masks", CLASSES, lists=folder)
+
+
+def test_resized_labels_are_the_nearest_ones(folder):
+    image, label = ResizedDataset(split(folder).test, (32, 40))[0]
+    assert image.shape == (32, 40, 3) and label.shape == (32, 40)
+    assert set(np.unique(label)) <= {0, 1, 2, IGNORE_INDEX} and image.dtype == label.dtype == np.uint8

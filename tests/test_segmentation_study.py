@@ -26,7 +26,7 @@ from benchmarks.segmentation.adapt import Teacher, with_statistics_of
 from benchmarks.segmentation.data import IGNORE_INDEX, ArrayDataset, DataError, Splits
 from benchmarks.segmentation.intervals import estimate, paired
 from benchmarks.segmentation.network import SegmentationNetwork
-from benchmarks.segmentation.study import ARMS, PROTOCOL, TARGETS, Arm, read_runs, run_study
+from benchmarks.segmentation.study import ARMS, PROTOCOL, TARGETS, Arm, read_runs, recorded_config, run_study
 from benchmarks.segmentation.study_figures import drawn, read_samples
 from benchmarks.segmentation.study_report import report_text
 from benchmarks.segmentation.train import (
@@ -372,7 +372,7 @@ def test_the_committed_report_is_what_the_committed_runs_say():
     known = {arm.name: arm for arm in ARMS}
     for run in runs:
         config = json.loads(json.dumps(known[run["arm"]].config(PROTOCOL, run["seed"]).__dict__))
-        assert run["config"] == config, "the protocol has changed since: run the study again"
+        assert recorded_config(run) == config, "the protocol has changed since: run the study again"
         assert not run["commit"].endswith("+")
 
 

@@ -17,20 +17,20 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler, which counts me
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from .adapters import ADAPTERS
 from .climate import STYLES, load_climate
-from .data import DataError, Splits, folder_splits, read_class_names
+from .compare import compare
+from .data import DataError, ResizedDataset, Splits, folder_splits, read_class_names
 from .demo import run_demo
-from .report import Runs, draw, print_report, write_json
 from .study import ARMS, PLANS, PROTOCOL, SEEDS, SOURCE, TARGETS, Arm, read_runs, run_study, step_cost
 from .study_figures import draw_all, drawn, read_samples
 from .study_report import report_text
-from .train import StepRecord, TrainConfig, train
+from .train import StepRecord, TrainConfig
 
 DEFAULTS = TrainConfig()
 DEMO_ITERATIONS = 120
+LAMBDA = "lambda of cross-entropy + lambda * ProAC"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -45,6 +45,8 @@ def parser() -> argparse.ArgumentParser:
         description="Train twice on satellite tiles labelled with climate zones, with and without ProAC; look at the "
         "embeddings on a sphere; time the loss on this machine.",
     )
+    demo.add_argument("--seed", type=int, default=DEFAULTS.seed, help="initial weights, data order (%(default)s)")
+    demo.add_argument("--proac-weight", type=_above_zero, default=0.1, help=f"{LAMBDA} (%(default)s)")
     demo.add_argument("--style", choices=STYLES, default="blue_marble", help="how the Earth is drawn (%(default)s)")
     demo.add_argument("--output", type=Path, default=Path("results/demo"), help="folder (%(default)s)")
 
@@ -52,16 +54,35 @@ def parser() -> argparse.ArgumentParser:
         "train",
         parents=[_common(DEFAULTS.iterations)],
         help="your own images and masks, or a published data set, with and without ProAC",
-        description="Train twice, with and without ProAC: on your own folder (--images, --masks, --classes; a mask has "
-        "the name of its image, and its pixels are class indices; 255 is ignored), or on a published data set that "
-        "lies unpacked on your disk (--dataset, --root).",
+        description="Train with and without ProAC, with each seed: on your own folder (--images, --masks, --classes; a mask "
+        "has the name of its image, and its pixels are class indices; 255 is ignored), or on a published data set that "
+        "lies unpacked on your disk (--dataset, --root). docs/using/own_data.md shows the folders' layouts.",
+    )
+    own.add_argument("--seeds", type=_seeds, nargs="+", default=[[0]], help="such as 0-4, or 0 3 7 (0)")
+    own.add_argument(
+        "--proac-weight", type=_above_zero, nargs="+", default=[0.1], help=f"{LAMBDA}; several are compared (0.1)"
+    )
+    own.add_argument("--num-negatives", type=_positive, help="of each class, drawn anew at each step (all)")
+    own.add_argument("--negative-reduction", choices=("sum", "mean"), default="sum", help="(%(default)s)")
+    own.add_argument(
+        "--label-sampling",
+        choices=("nearest", "nearest-exact"),
+        default="nearest",
+        help="how ProAC reads labels at the features' resolution (%(default)s)",
     )
     own.add_argument("--dataset", choices=sorted(ADAPTERS), help="a published data set, in the folder --root")
     own.add_argument("--root", type=Path, help="where its archive is unpacked, as for torchvision's classes")
     own.add_argument("--images", type=Path, help="folder of images")
     own.add_argument("--masks", type=Path, help="folder of single-channel or palette PNG masks")
     own.add_argument("--classes", type=Path, help="text file of class names, one a line, from index 0")
-    own.add_argument("--held-out", type=float, default=0.2, help="share for validation, and for test (%(default)s)")
+    own.add_argument("--void", type=_mask_value, nargs="+", default=[], help="more mask values that are ignored")
+    own.add_argument("--lists", type=Path, help="folder of train.txt, val.txt and test.txt, a name of an image a line")
+    own.add_argument(
+        "--held-out", type=float, default=0.2, help="without them, share of each of the last two (%(default)s)"
+    )
+    own.add_argument(
+        "--resize", type=_positive, nargs=2, metavar=("HEIGHT", "WIDTH"), help="of all images and masks (as they are)"
+    )
     own.add_argument(
         "--crop", type=_positive, nargs=2, metavar=("HEIGHT", "WIDTH"), default=(256, 256), help="(256 256)"
     )
@@ -94,15 +115,8 @@ def _common(iterations: int) -> argparse.ArgumentParser:
     option("--iterations", type=_positive, default=iterations, help="steps of each run (%(default)s)")
     option("--batch-size", type=_positive, default=DEFAULTS.batch_size, help="(%(default)s)")
     option("--learning-rate", type=_above_zero, default=DEFAULTS.learning_rate, help="(%(default)s)")
-    option(
-        "--proac-weight",
-        type=_above_zero,
-        default=0.1,
-        help="lambda of cross-entropy + lambda * ProAC (%(default)s)",
-    )
     option("--temperature", type=_above_zero, default=DEFAULTS.temperature, help="of ProAC (%(default)s)")
     option("--embedding-dim", type=_positive, default=DEFAULTS.embedding_dim, help="(%(default)s)")
-    option("--seed", type=int, default=DEFAULTS.seed, help="initial weights, data order (%(default)s)")
     option("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(%(default)s)")
     return common
 
@@ -113,35 +127,24 @@ def _positive(text: str) -> int:
     return value
 
 
+def _seeds(text: str) -> list[int]:
+    first, dash, last = text.partition("-")
+    found = list(range(int(first), int(last if dash else first) + 1))
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text} holds no seed")
+    return found
+
+
+def _mask_value(text: str) -> int:
+    if not 0 <= (value := int(text)) <= 255:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 255")
+    return value
+
+
 def _above_zero(text: str) -> float:
     if not (value := float(text)) > 0:
         raise argparse.ArgumentTypeError(f"{text} is not above zero")
     return value
-
-
-def compare(config: TrainConfig, data: Splits, output: Path, console: Console) -> Runs:
-    """Train with cross-entropy alone and with config.proac_weight; report both and return them."""
-    configs = {"cross-entropy": replace(config, proac_weight=0.0), "cross-entropy + ProAC": config}
-    columns = (TextColumn("{task.description:22}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    runs: Runs = {}
-    with Progress(*columns, TextColumn("{task.fields[loss]}"), console=console) as progress:
-        bars = {name: progress.add_task(name, total=config.iterations, loss="", start=False) for name in configs}
-        for name, run_config in configs.items():
-            bar = bars[name]
-            progress.start_task(bar)
-
-            def on_step(step: int, record: StepRecord, bar: TaskID = bar) -> None:
-                extra = "" if record.proac is None else f", ProAC {record.proac:.1f}"
-                progress.update(bar, completed=step + 1, loss=f"CE {record.cross_entropy:.2f}{extra}")
-
-            runs[name] = train(run_config, data, on_step)
-    output.mkdir(parents=True, exist_ok=True)
-    class_names = data.train.class_names
-    write_json(runs, class_names, output / "metrics.json")
-    draw(runs, data, output / "predictions.png")
-    print_report(runs, class_names, console)
-    console.print(f"Picture: {output / 'predictions.png'}\nNumbers: {output / 'metrics.json'}")
-    return runs
 
 
 def study(args: argparse.Namespace, console: Console) -> None:
@@ -209,25 +212,33 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def demo_or_own(args: argparse.Namespace, console: Console) -> None:
-    """The commands `demo` and `train`: two runs on one data set."""
+    """The commands `demo` and `train`: losses compared on one data set."""
     config = TrainConfig(
-        proac_weight=args.proac_weight,
         temperature=args.temperature,
         embedding_dim=args.embedding_dim,
         iterations=args.iterations,
         batch_size=args.batch_size,
         learning_rate=args.learning_rate,
-        seed=args.seed,
         device=args.device,
     )
     if args.command == "demo":
+        config = replace(config, seed=args.seed, proac_weight=args.proac_weight)
         run_demo(config, lambda: load_climate(args.style), args.output, console)
         return
-    config = replace(config, crop=tuple(args.crop))
+    config = replace(
+        config,
+        crop=tuple(args.crop),
+        num_negatives=args.num_negatives,
+        negative_reduction=args.negative_reduction,
+        label_sampling=args.label_sampling,
+    )
     data = own_data(args)
+    if args.resize:
+        data = Splits(*(ResizedDataset(part, tuple(args.resize)) for part in (data.train, data.validation, data.test)))
     counts = (len(part) for part in (data.train, data.validation, data.test))
     console.print("{} training, {} validation and {} test images".format(*counts))
-    compare(config, data, args.output, console)
+    seeds = list(dict.fromkeys(seed for some in args.seeds for seed in some))
+    compare(config, list(dict.fromkeys(args.proac_weight)), seeds, data, args.output, console)
 
 
 def own_data(args: argparse.Namespace) -> Splits:
@@ -235,10 +246,15 @@ def own_data(args: argparse.Namespace) -> Splits:
     if args.dataset is not None:
         if args.root is None:
             raise DataError("--dataset needs --root, the folder that the data set lies in")
+        if args.lists or args.void:
+            raise DataError(
+                "--lists and --void are for your own folder; a published data set has its own parts and void value"
+            )
         return ADAPTERS[args.dataset](args.root)
     if None in (args.images, args.masks, args.classes):
         raise DataError("name --images, --masks and --classes, or --dataset and --root")
-    return folder_splits(args.images, args.masks, read_class_names(args.classes), held_out=args.held_out)
+    names = read_class_names(args.classes)
+    return folder_splits(args.images, args.masks, names, held_out=args.held_out, lists=args.lists, void=args.void)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .data import IGNORE_INDEX, Colour, DataError, FolderDataset, Splits, find_pairs
+from .data import IGNORE_INDEX, Colour, DataError, FolderDataset, Splits, classes_without, find_pairs
 
 Pairs = list[tuple[Path, Path]]
 
@@ -140,7 +140,7 @@ def load_camvid(root: Path) -> Splits:
     """
     listed = root / "classes.txt"
     names = tuple(_lines(listed)) if listed.is_file() else tuple(CAMVID_NAMES)
-    values = {k: k for k in range(len(names))} | {len(names): IGNORE_INDEX, IGNORE_INDEX: IGNORE_INDEX}
+    values = classes_without([len(names)], len(names))
     parts = (find_pairs(root / part, root / f"{part}annot") for part in ("train", "val", "test"))
     return Splits(*(FolderDataset(part, names, classes_of_values=values) for part in parts))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,6 +147,12 @@ def read_class_names(path: Path) -> tuple[str, ...]:
     return names
 
 
+def classes_without(void: Sequence[int], num_classes: int) -> dict[int, int]:
+    """Classes of mask values where some are void: the others, from 0 up, are the classes in order; 255 is ignored too."""
+    classes = [value for value in range(IGNORE_INDEX) if value not in void][:num_classes]
+    return {value: k for k, value in enumerate(classes)} | dict.fromkeys([*void, IGNORE_INDEX], IGNORE_INDEX)
+
+
 def find_pairs(images: Path, masks: Path) -> list[tuple[Path, Path]]:
     """Image and mask files of the same stem, sorted by name. Masks without an image are not used."""
     for folder in (images, masks):
@@ -166,17 +172,69 @@ def find_pairs(images: Path, masks: Path) -> list[tuple[Path, Path]]:
 
 
 def folder_splits(
-    images: Path, masks: Path, class_names: tuple[str, ...], *, held_out: float = 0.2, seed: int = 0
+    images: Path,
+    masks: Path,
+    class_names: tuple[str, ...],
+    *,
+    held_out: float = 0.2,
+    seed: int = 0,
+    lists: Path | None = None,
+    void: Sequence[int] = (),
 ) -> Splits:
-    """Split a folder by a seeded shuffle: a share `held_out` each for validation and test, at least one image."""
+    """The parts of a folder: as `lists` has them, or by a seeded shuffle.
+
+    `lists` is a folder with train.txt, val.txt and test.txt, each with the name of an image a line, with or without its suffix.
+    The shuffle holds out a share `held_out` each for validation and test, at least one image. Pixels whose mask holds a value
+    of `void` are ignored (see classes_without).
+    """
     pairs = find_pairs(images, masks)
+    values = classes_without(void, len(class_names)) if void else None
+
+    def dataset(part: list[tuple[Path, Path]]) -> FolderDataset:
+        return FolderDataset(sorted(part), class_names, classes_of_values=values)
+
+    if lists is not None:
+        return Splits(*(dataset(_listed(lists / f"{part}.txt", pairs)) for part in ("train", "val", "test")))
     count = max(1, round(held_out * len(pairs)))
     if len(pairs) <= 2 * count:
         raise DataError(f"{images} holds {len(pairs)} images; with {count} each held out none is left to train on")
     order = np.random.default_rng(seed).permutation(len(pairs))
     shuffled = [pairs[i] for i in order]
     validation, test, train = shuffled[:count], shuffled[count : 2 * count], shuffled[2 * count :]
-    return Splits(*(FolderDataset(sorted(part), class_names) for part in (train, validation, test)))
+    return Splits(dataset(train), dataset(validation), dataset(test))
+
+
+def _listed(path: Path, pairs: list[tuple[Path, Path]]) -> list[tuple[Path, Path]]:
+    """The pairs whose images a text file names, one a line."""
+    if not path.is_file():
+        raise DataError(f"{path} does not exist; it should name the images of its part, one a line")
+    by_name = {name: pair for pair in pairs for name in (pair[0].stem, pair[0].name)}
+    names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not names:
+        raise DataError(f"{path} is empty")
+    for name in names:
+        if name not in by_name:
+            raise DataError(f"{path} names {name}, which is no image in {pairs[0][0].parent}")
+    return [by_name[name] for name in names]
+
+
+class ResizedDataset:
+    """Another data set at one size (height, width): images bilinear, labels by the nearest pixel."""
+
+    def __init__(self, dataset: SegmentationDataset, size: tuple[int, int]):
+        self.dataset, self.size = dataset, size
+        self.class_names, self.colours = dataset.class_names, dataset.colours
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Sample:
+        image, label = (Image.fromarray(array) for array in self.dataset[index])
+        height, width = self.size
+        return (
+            np.array(image.resize((width, height), Image.Resampling.BILINEAR)),
+            np.array(label.resize((width, height), Image.Resampling.NEAREST)),
+        )
 
 
 def check_labels(data: Splits) -> None:

@@ -12,7 +12,6 @@ from statistics import median
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
@@ -24,9 +23,10 @@ from ..memory import peak_extra_bytes
 from ..problems import Inputs, Problem
 from ..timing import CpuClock
 from .data import SegmentationDataset, Splits, to_tensor
+from .progress import progress_of
 from .report import Runs, draw, score_table, write_json
 from .sphere import Sphere, draw_sphere, save_animation
-from .train import StepRecord, TrainConfig, TrainResult, train
+from .train import TrainConfig, TrainResult, train
 
 SPEED = Problem("a quarter of a Cityscapes crop", (1, 256, 128, 128), 19)
 SPHERE_STEPS = 150
@@ -34,32 +34,6 @@ SPHERE_TEMPERATURE = (
     0.3  # three dimensions are few for eight classes: at 0.1 most pixels are someone's hardest negative
 )
 SHOWN_PIXELS = 1200
-LOG_EVERY = 50  # steps between lines where the output is no terminal
-
-OnStep = Callable[[int, StepRecord], None]
-
-
-@contextmanager
-def progress_of(name: str, steps: int, console: Console) -> Iterator[OnStep]:
-    """A bar on a terminal, a line every now and then elsewhere, so that a log says how far it is too."""
-
-    def losses(record: StepRecord) -> str:
-        proac = "" if record.proac is None else f", ProAC {record.proac:.1f}"
-        return f"cross-entropy {record.cross_entropy:.2f}{proac}"
-
-    if not console.is_terminal:
-        yield (
-            lambda step, record: (
-                console.print(f"      step {step + 1} of {steps}: {losses(record)}")
-                if (step + 1) % LOG_EVERY == 0
-                else None
-            )
-        )
-        return
-    columns = (TextColumn("      {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, TextColumn("{task.fields[losses]}"), console=console, transient=True) as progress:
-        bar = progress.add_task(name, total=steps, losses="")
-        yield lambda step, record: progress.update(bar, completed=step + 1, losses=losses(record))
 
 
 @contextmanager
@@ -201,11 +175,11 @@ def run_demo(
     for number, (name, run_config) in enumerate((("cross-entropy", plain), (with_proac, config)), start=2):
         with phase(number, f"{config.iterations} training steps of {name}", console):  # noqa: SIM117
             with progress_of(name, config.iterations, console) as on_step:
-                runs[name] = train(run_config, data, on_step)
+                runs[name] = [train(run_config, data, on_step)]
     output.mkdir(parents=True, exist_ok=True)
     with phase(4, "the pictures: predictions, and embeddings on a sphere", console):
         draw(runs, data, output / "predictions.png")
-        sphere = sphere_of(runs["cross-entropy"], data, sphere_steps)
+        sphere = sphere_of(runs["cross-entropy"][0], data, sphere_steps)
         draw_sphere(sphere, output / "sphere.png")
         save_animation(sphere, output / "sphere.gif")
         write_json(runs, data.train.class_names, output / "metrics.json")
@@ -213,9 +187,10 @@ def run_demo(
         speed = speed_table()
 
     images, labels = batch_of(data.test, 16, config.device)
-    proac = runs[with_proac].proac
+    (run_with_proac,) = runs[with_proac]
+    proac = run_with_proac.proac
     assert proac is not None
-    found = {name: cosines(run, images, labels, proac.prototypes) for name, run in runs.items()}
+    found = {name: cosines(run, images, labels, proac.prototypes) for name, (run,) in runs.items()}
     console.print(score_table(runs, data.train.class_names))
     console.print(
         "One seed: the mean IoU of such short runs varies by some points from seed to seed, see docs/using/study.md."
@@ -223,7 +198,7 @@ def run_demo(
     console.print(cosine_table(found))
     console.print("Cross-entropy alone does not train the embeddings: its column is where they start.")
     console.print(speed)
-    share = runs[with_proac].typical("proac_seconds") / runs[with_proac].typical("seconds")  # type: ignore[operator]
+    share = run_with_proac.typical("proac_seconds") / run_with_proac.typical("seconds")  # type: ignore[operator]
     console.print(f"Of a training step, the loss took {100 * share:.1f} %.")
     console.print(f"In {output}:")
     for name, what in (

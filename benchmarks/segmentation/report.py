@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 
 import matplotlib
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .data import IGNORE_INDEX, Colour, SegmentationDataset, Splits
+from .intervals import Estimate, estimate, paired
 from .measure import predict
 from .train import TrainResult
 
@@ -21,11 +23,21 @@ from matplotlib.patches import Patch
 
 IGNORED_COLOUR: Colour = (150, 150, 150)
 
-Runs = dict[str, TrainResult]  # by the name they are shown under
+Runs = dict[str, list[TrainResult]]  # by the name they are shown under, one for each seed
+BASELINE = "cross-entropy"  # what the others are compared with
 
 
 def _percent(value: float | None) -> str:
     return "-" if value is None or math.isnan(value) else f"{100 * value:.1f}"
+
+
+def _over_seeds(values: list[float]) -> str:
+    """The mean in %, and with several seeds the half width of its 95 % interval; of the seeds that have a value."""
+    known = [value for value in values if not math.isnan(value)]
+    if not known:
+        return "-"
+    found = estimate(known)
+    return _percent(found.mean) + (f" \u00b1 {_percent(found.half_width)}" if found.count > 1 else "")
 
 
 def _milliseconds(seconds: float | None) -> str:
@@ -38,26 +50,59 @@ def _size(count: float) -> str:
 
 
 def score_table(runs: Runs, class_names: tuple[str, ...]) -> Table:
-    """IoU of every class and their mean on the test images, one column a run."""
-    table = Table(title="Test IoU in %", caption="A class without pixels has no IoU and is left out of the mean.")
+    """IoU of every class and their mean on the test images, one column a loss."""
+    caption = "A class without pixels has no IoU and is left out of the mean."
+    if any(len(results) > 1 for results in runs.values()):
+        caption += " Means over the seeds, \u00b1 half of the 95 % interval."
+    table = Table(title="Test IoU in %", caption=caption)
     table.add_column("class")
     for name in runs:
         table.add_column(name, justify="right")
     for index, class_name in enumerate(class_names):
-        table.add_row(class_name, *(_percent(run.test.iou[index]) for run in runs.values()))
+        table.add_row(class_name, *(_over_seeds([run.test.iou[index] for run in some]) for some in runs.values()))
     table.add_section()
-    table.add_row("mean IoU", *(_percent(run.test.mean_iou) for run in runs.values()), style="bold")
-    table.add_row("pixel accuracy", *(_percent(run.test.accuracy) for run in runs.values()))
-    table.add_row("mean IoU, validation", *(_percent(run.validation.mean_iou) for run in runs.values()))
+    table.add_row("mean IoU", *(_over_seeds([r.test.mean_iou for r in some]) for some in runs.values()), style="bold")
+    table.add_row("pixel accuracy", *(_over_seeds([r.test.accuracy for r in some]) for some in runs.values()))
+    validation = (_over_seeds([r.validation.mean_iou for r in some]) for some in runs.values())
+    table.add_row("mean IoU, validation", *validation)
+    return table
+
+
+def differences(runs: Runs) -> dict[str, dict[str, Estimate]]:
+    """Of each loss minus cross-entropy, paired by seed: the mean IoU of the test and the validation images."""
+    parts = ("test", "validation")
+
+    def means(name: str, part: str) -> dict[int, float]:
+        return {run.config.seed: getattr(run, part).mean_iou for run in runs[name]}
+
+    found: dict[str, dict[str, Estimate]] = {}
+    for name in runs:
+        pairs = {part: paired(means(name, part), means(BASELINE, part)) for part in parts if name != BASELINE}
+        found[name] = {part: pair for part, pair in pairs.items() if pair is not None}
+    return {name: pairs for name, pairs in found.items() if pairs}
+
+
+def difference_table(runs: Runs) -> Table:
+    """`differences`, with their intervals and what can be said of them."""
+    table = Table(
+        title=f"Mean IoU minus that of {BASELINE}, in points",
+        caption="Paired by seed: both losses start from the same weights and see the same batches. 95 % intervals.",
+        min_width=60,
+    )
+    for column in ("", "test", "validation", "seeds", "on test images"):
+        table.add_column(column, justify="left" if column in ("", "on test images") else "right")
+    for name, pairs in differences(runs).items():
+        cells = [f"{100 * pair.mean:+.2f} \u00b1 {100 * pair.half_width:.2f}" for pair in pairs.values()]
+        table.add_row(name, *cells, str(pairs["test"].count), pairs["test"].verdict)
     return table
 
 
 def cost_table(runs: Runs) -> Table:
-    """Seconds and memory, one column a run; the caption says what the numbers mean."""
+    """Seconds and memory, one column a loss; the caption says what the numbers mean."""
     table = Table(
         title="Cost",
-        caption="Times are medians over the training steps; a loss is its forward and backward alone, without the "
-        "embedding head. Memory is the most that PyTorch held at once beyond the loss's inputs while it ran "
+        caption="Times are medians over the training steps of the first seed; a loss is its forward and backward alone, "
+        "without the embedding head. Memory is the most that PyTorch held at once beyond the loss's inputs while it ran "
         "forward and backward on a training batch; the gradient it returns, as large as the embeddings, is part of it.",
         min_width=60,
     )
@@ -72,7 +117,7 @@ def cost_table(runs: Runs) -> Table:
         proac, step = run.typical("proac_seconds"), run.typical("seconds")
         return "-" if proac is None or step is None else f"{_percent(proac / step)} %"
 
-    results = list(runs.values())
+    results = [some[0] for some in runs.values()]
     add("whole run", [f"{run.seconds:.1f} s" for run in results])
     add("training step", [_milliseconds(run.typical("seconds")) for run in results])
     add("  cross-entropy", [_milliseconds(run.typical("cross_entropy_seconds")) for run in results])
@@ -84,20 +129,28 @@ def cost_table(runs: Runs) -> Table:
 
 
 def print_report(runs: Runs, class_names: tuple[str, ...], console: Console) -> None:
-    """Both tables, and a word on how far one seed can be trusted."""
+    """All tables, and a word on how far one seed can be trusted."""
     console.print(score_table(runs, class_names))
     console.print(cost_table(runs))
-    seeds = sorted({run.config.seed for run in runs.values()})
+    if all(len(some) > 1 for some in runs.values()):
+        console.print(difference_table(runs))
+        return
     console.print(
-        f"Seed {', '.join(map(str, seeds))}. From seed to seed the mean IoU of such short runs varies by a few "
-        "points: try others with --seed before drawing conclusions."
+        f"Seed {runs[BASELINE][0].config.seed} alone. From seed to seed the mean IoU of such short runs varies by a few "
+        "points: --seeds 0-4 trains five, and says which differences are beyond that.",
+        soft_wrap=True,
     )
 
 
 def write_json(runs: Runs, class_names: tuple[str, ...], path: Path) -> None:
-    """Configurations, scores, costs and training curves of all runs."""
-    content = finite({name: run.as_dict(class_names) for name, run in runs.items()})
-    path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+    """Configurations, scores, costs and training curves of all runs, and the paired differences."""
+    content = {
+        "runs": {name: [run.as_dict(class_names) for run in some] for name, some in runs.items()},
+        "differences": {
+            name: {part: asdict(pair) for part, pair in pairs.items()} for name, pairs in differences(runs).items()
+        },
+    }
+    path.write_text(json.dumps(finite(content), indent=1, allow_nan=False) + "\n")
 
 
 def finite(value: object) -> object:
@@ -135,13 +188,13 @@ def telling_samples(dataset: SegmentationDataset, count: int) -> list[int]:
 
 
 def draw(runs: Runs, data: Splits, path: Path, count: int = 4) -> None:
-    """A picture with one test image a row: the image, the truth, and the prediction of each run."""
-    test = data.test
+    """A picture with one test image a row: the image, the truth, and what each loss's network says, of the first seed."""
+    test, first = data.test, {name: some[0] for name, some in runs.items()}
     chosen = telling_samples(test, count)
     titles = [
         "image",
         "truth",
-        *(f"{name}\nmean IoU {_percent(run.test.mean_iou)} %" for name, run in runs.items()),
+        *(f"{name}\nmean IoU {_percent(run.test.mean_iou)} %" for name, run in first.items()),
     ]
     figure, axes = plt.subplots(
         len(chosen), len(titles), figsize=(3.4 * len(titles), 2.6 * len(chosen) + 1.6), squeeze=False
@@ -149,7 +202,7 @@ def draw(runs: Runs, data: Splits, path: Path, count: int = 4) -> None:
     seen: set[int] = set()
     for row, index in zip(axes, chosen, strict=True):
         image, label = test[index]
-        predictions = [predict(run.network, image, run.config.device) for run in runs.values()]
+        predictions = [predict(run.network, image, run.config.device) for run in first.values()]
         panels = [image, *(paint(classes, test.colours) for classes in (label, *predictions))]
         for axis, panel in zip(row, panels, strict=True):
             axis.imshow(panel, interpolation="nearest")

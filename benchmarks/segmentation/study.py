@@ -172,7 +172,7 @@ def run_study(
         with _claimed(checkpoint.with_suffix(".lock")) as mine:
             if not mine:
                 continue
-            done = {(run["arm"], run["seed"]): run["config"] for run in read_runs(log)}
+            done = {(run["arm"], run["seed"]): recorded_config(run) for run in read_runs(log)}
             if (arm.name, seed) in done:
                 if done[arm.name, seed] != plain(config):
                     raise DataError(f"{log} holds {name} with another configuration; choose another --output")
@@ -184,6 +184,11 @@ def run_study(
             checkpoint.unlink(missing_ok=True)
             if on_end:
                 on_end(arm, seed, record)
+
+
+def recorded_config(run: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of a line of the log: options that it does not name are newer than it, and had their defaults."""
+    return plain(TrainConfig()) | run["config"]
 
 
 def run(

@@ -30,6 +30,8 @@ class TrainConfig:
     proac_weight: float = 0.0  # lambda: total loss = cross-entropy + lambda * ProAC; 0 is cross-entropy alone
     temperature: float = 0.1
     num_negatives: int | None = None  # None: all
+    negative_reduction: str = "sum"  # or "mean"
+    label_sampling: str = "nearest"  # how ProAC reads labels at the features' resolution; or "nearest-exact"
     anchors: str = "prototypes"  # "pixels": the pixel-anchored twin in ProAC's place
     prototypes: str = (
         "uniform"  # "random": directions drawn by the seed; "learnable": uniform at the start, then trained
@@ -142,6 +144,8 @@ def make_proac(config: TrainConfig, num_classes: int, embedding_dim: int) -> Pro
         learnable=config.prototypes == "learnable",
         temperature=config.temperature,
         num_negatives=config.num_negatives,
+        negative_reduction=config.negative_reduction,
+        label_sampling=config.label_sampling,
         ignore_index=IGNORE_INDEX,
         # Class weights concern the prototype-anchored part alone: with zeros there, the twin is all that is left.
         class_weight=torch.zeros(num_classes) if twin else None,
