@@ -8,7 +8,8 @@ Environment variables:
     MAX_JOBS         compiler processes at a time; without it, one per core and per 2 GiB of memory that is available
     CXX, CXXFLAGS    compiler and extra flags
     PROAC_NO_CUDA=1  build no CUDA kernels, even if this PyTorch and this machine have CUDA
-    PROAC_CUDA_ARCHITECTURES=80,90   for which GPUs; without it, 80, 90, 100 and 120, and PTX for all others from 80 on
+    PROAC_CUDA_ARCHITECTURES=80,90   for which GPUs; without it, 80, 90, 100 and 120, and PTX for all others from 80 on.
+                     Where it is set, CUDA kernels are built even if this PyTorch has no CUDA
     CUDA_HOME        the CUDA toolkit, where nvcc is not on the path
     PROAC_SANITIZE=1 build with AddressSanitizer and UndefinedBehaviorSanitizer
 """
@@ -182,27 +183,31 @@ class Cuda(NamedTuple):
 
 
 def find_cuda(torch: Path) -> Cuda | str:
-    """The toolkit for the CUDA of that PyTorch, or why the CUDA kernels are not built."""
+    """The toolkit that is there, or why the CUDA kernels are not built.
+
+    Its version need not be that of PyTorch's CUDA: the runtime is linked in, and before it runs the library looks whether the
+    driver is new enough. Without CUDA in PyTorch the kernels are built where their architectures are named, as for a wheel.
+    """
     if flag("PROAC_NO_CUDA"):
         return "PROAC_NO_CUDA=1"
-    wanted = re.search(r"^cuda[^=]*= '(\d+)\.", (torch / "version.py").read_text(), re.MULTILINE)
-    if not wanted:
+    has_cuda = re.search(r"^cuda[^=]*= '\d+", (torch / "version.py").read_text(), re.MULTILINE)
+    if not (has_cuda or os.environ.get("PROAC_CUDA_ARCHITECTURES")):
         return "this PyTorch was built without CUDA"
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or "/usr/local/cuda"
     candidates = [f"{home}/bin/nvcc"] if "CUDA_HOME" in os.environ else ["nvcc", f"{home}/bin/nvcc"]
     nvcc = next((path for path in map(shutil.which, candidates) if path), None)
     if nvcc is None:
         return "no nvcc found (on the path, or below CUDA_HOME)"
-    version = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
-    found = re.search(r"release (\d+)\.", version)
-    if not found or found[1] != wanted[1]:
-        return f"{nvcc} is of CUDA {found[1] if found else '?'}, this PyTorch of CUDA {wanted[1]}"
     # nvcc may be a wrapper: it says itself where its toolkit is
     said = subprocess.run([nvcc, "--dryrun", "-c", "x.cu"], capture_output=True, text=True).stderr
     top = re.search(r"TOP=(.+)", said)
     root = Path(top[1].strip()).resolve() if top else Path(nvcc).resolve().parent.parent
-    pip_headers = torch.parent / "nvidia" / f"cu{wanted[1]}" / "include"
-    include = root / "include" if (root / "include/cuda_runtime_api.h").is_file() else pip_headers
+    version = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+    major = re.search(r"release (\d+)\.", version)
+    folders = [root / "include", torch.parent / "nvidia" / f"cu{major[1] if major else '?'}" / "include"]
+    include = next((folder for folder in folders if (folder / "cuda_runtime_api.h").is_file()), None)
+    if include is None:
+        return f"no cuda_runtime_api.h in {' or '.join(map(str, folders))}"
     libraries = next((root / name for name in ("lib64", "lib") if (root / name / "libcudart_static.a").is_file()), root)
     if not (libraries / "libcudart_static.a").is_file():
         return f"no libcudart_static.a below {root}"
@@ -260,11 +265,13 @@ class NinjaBuild(build_ext):
             sanitize,
             os.environ.get("CXXFLAGS", ""),
         ]
-        libraries = f"-L{_escape(torch / 'lib')} -ltorch -ltorch_cpu -lc10"
+        # libtorch brings libtorch_cuda with it where PyTorch has one; so the same library loads where it has none
+        no_drop = "-Wl,--no-as-needed " if sys.platform == "linux" else ""
+        libraries = f"{no_drop}-L{_escape(torch / 'lib')} -ltorch -ltorch_cpu -lc10"
         cuda = find_cuda(torch) if any(source.endswith(".cu") for source in ext.sources) else None
         if isinstance(cuda, Cuda):
             flags.append(f"-isystem {_escape(cuda.include)} -DUSE_CUDA -DPROAC_CUDA_ARCHITECTURES='\"{cuda.names}\"'")
-            libraries += f" -ltorch_cuda -L{_escape(cuda.libraries)} -lcudart_static -lrt -lpthread -ldl"
+            libraries += f" -L{_escape(cuda.libraries)} -lcudart_static -lrt -lpthread -ldl"
         mac = "-undefined dynamic_lookup" if sys.platform == "darwin" else ""
         lines = [
             f"cxx = {compiler()}",

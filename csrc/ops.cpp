@@ -1,6 +1,10 @@
 // Registration of the compiled kernels. The ops are defined in proac_cuda/ops.py, with their schemas and fakes.
 #include <torch/csrc/stable/library.h>
 
+#ifdef PROAC_CUDA_ARCHITECTURES
+#include <cuda_runtime_api.h>
+#endif
+
 #include <string>
 
 #include "cpu/dispatch.h"
@@ -8,11 +12,19 @@
 
 namespace {
 
-// What was built, as "key=value;key=value": the CPU's instruction set in use; the GPUs that there is code for.
+#ifdef PROAC_CUDA_ARCHITECTURES
+// CUDA's numbers as people write them: 13.0 for 13000.
+std::string version(int number) { return std::to_string(number / 1000) + "." + std::to_string(number % 1000 / 10); }
+#endif
+
+// What was built, as "key=value;key=value": the CPU's instruction set in use; the GPUs that there is code for, the version of the
+// CUDA runtime that is linked in, and the newest that the driver here supports (0.0 where there is no driver).
 std::string build_info() {
   std::string info = std::string("cpu=") + proac::cpu_kernels().name;
 #ifdef PROAC_CUDA_ARCHITECTURES
-  info += ";cuda=" PROAC_CUDA_ARCHITECTURES;
+  int driver = 0;
+  if (cudaDriverGetVersion(&driver) != cudaSuccess) driver = 0;
+  info += ";cuda=" PROAC_CUDA_ARCHITECTURES ";runtime=" + version(CUDART_VERSION) + ";driver=" + version(driver);
 #endif
   return info;
 }

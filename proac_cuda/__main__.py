@@ -43,6 +43,10 @@ def _version_of(package: str) -> str:
         return "not installed"
 
 
+def _driver(version: str) -> str:
+    return "none" if version == "0.0" else f"up to {version}"
+
+
 def info(as_json: bool = False) -> int:
     """Versions, what is built, which backend would run where, and why not the others."""
     built = extension.build_info()
@@ -76,7 +80,9 @@ def info(as_json: bool = False) -> int:
     console.print(f"proac_cuda {__version__}   Python {found['python']}   {found['platform']}")
     console.print(f"torch {torch.__version__} (CUDA {torch.version.cuda or 'no'})   triton {found['triton']}")
     if built:
-        console.print("extension: " + ", ".join(f"{key} kernels for {value}" for key, value in built.items()))
+        kernels = ", ".join(f"{key} kernels for {built[key]}" for key in ("cpu", "cuda") if key in built)
+        versions = f" (CUDA runtime {built['runtime']}, driver {_driver(built['driver'])})" if "cuda" in built else ""
+        console.print(f"extension: {kernels}{versions}", soft_wrap=True)
     else:
         console.print(f"extension: {found['extension']}", soft_wrap=True)
     console.print(f"devices: CPU ({found['threads']} threads)" + "".join(f", {name}" for name in devices))

@@ -53,7 +53,11 @@ _load_error = _load()
 
 
 def build_info() -> dict[str, str]:
-    """What the extension was built for: ``cpu``, the instruction set in use; ``cuda``, architectures. Empty without it."""
+    """What the extension was built for, and meets here. Empty without it.
+
+    ``cpu``, the instruction set in use; with CUDA kernels ``cuda``, their architectures, ``runtime``, the CUDA version that is
+    linked in, and ``driver``, the newest that the driver here supports (0.0: there is none).
+    """
     if _load_error:
         return {}
     pairs = (pair.split("=", 1) for pair in torch.ops.proac_cuda.build_info().split(";"))
@@ -71,6 +75,8 @@ def why_not_cuda(device: torch.device) -> str | None:
         return _load_error
     if "cuda" not in build_info():
         return "the extension was built without CUDA kernels"
+    if torch.version.cuda is None:
+        return "this PyTorch was built without CUDA"
     if not torch.cuda.is_available():
         return "PyTorch sees no CUDA device"
     reason: str | None = _why_not_device(device.index)
@@ -79,7 +85,23 @@ def why_not_cuda(device: torch.device) -> str | None:
 
 @torch.compiler.assume_constant_result
 def _why_not_device(index: int | None) -> Any:  # str or None; PyTorch's decorator is untyped
-    return why_not_capability(torch.cuda.get_device_capability(index), build_info()["cuda"])
+    built = build_info()
+    return why_not_driver(built["driver"], built["runtime"]) or why_not_capability(
+        torch.cuda.get_device_capability(index), built["cuda"]
+    )
+
+
+def why_not_driver(driver: str, runtime: str) -> str | None:
+    """Why a library with that CUDA runtime in it does not run on a driver that supports CUDA up to ``driver``, or None.
+
+    A runtime needs a driver of its own major version, or of a later one.
+    """
+    if int(driver.split(".")[0]) >= int(runtime.split(".")[0]):
+        return None
+    return (
+        f"the extension holds the CUDA runtime {runtime}, and the driver here supports CUDA {driver} at most; install a newer "
+        f"driver, or build the extension with the CUDA {driver.split('.')[0]} toolkit"
+    )
 
 
 def why_not_capability(capability: tuple[int, int], built: str) -> str | None:

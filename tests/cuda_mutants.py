@@ -23,7 +23,8 @@ import torch  # noqa: E402
 import ptx_replay  # noqa: E402
 from cuda_on_cpu import build  # noqa: E402
 from cuda_on_cpu import stages as kernels  # noqa: E402
-from test_cuda_source import ORDERS, compare, make_case  # noqa: E402
+from stage_comparison import make_case  # noqa: E402
+from test_cuda_source import ORDERS, compare  # noqa: E402
 
 # A wrong result or a race; a deadlock or a misuse that the CPU build sees; a fault in the PTX interpreter.
 FINDINGS = ("AssertionError", "RuntimeError", "Fault")

@@ -174,6 +174,35 @@ def test_a_gpu_without_code_is_not_chosen(capability, built, runs):
     assert runs or f"{capability[0]}.{capability[1]}" in reason
 
 
+@pytest.mark.parametrize(
+    "driver, runtime, runs",
+    [
+        ("13.0", "13.0", True),
+        ("13.2", "13.0", True),
+        ("13.0", "13.2", True),
+        ("14.0", "13.0", True),
+        ("12.8", "13.0", False),
+    ],
+)
+def test_a_driver_older_than_the_cuda_runtime_is_named(driver, runtime, runs):
+    """CUDA promises that a runtime runs on every driver of its major version, and on later ones."""
+    reason = extension.why_not_driver(driver, runtime)
+    assert (reason is None) == runs
+    assert runs or ("12.8" in reason and "13.0" in reason and "newer driver" in reason)
+
+
+def test_cuda_kernels_are_not_chosen_by_a_pytorch_without_cuda(monkeypatch):
+    """One wheel serves every PyTorch; that for AMD's GPUs calls them CUDA devices, and gives them capabilities such as 9.0."""
+    import torch
+
+    built = {"cpu": "avx2", "cuda": "sm_90,compute_90", "runtime": "13.0", "driver": "0.0"}
+    monkeypatch.setattr(extension, "_load_error", "")
+    monkeypatch.setattr(extension, "build_info", lambda: built)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert extension.why_not_cuda(torch.device("cuda")) == "this PyTorch was built without CUDA"
+
+
 @pytest.mark.skipif(not LIBRARIES, reason="the compiled extension is not built in this folder")
 def test_a_source_folder_that_hides_the_installed_build_is_named(tmp_path):
     """As `pip install .` leaves it, and Python started in the clone."""

@@ -15,7 +15,8 @@ if shutil.which("g++") is None:
     pytest.skip("g++ is not installed: the kernels' source cannot be compiled", allow_module_level=True)
 pytest.importorskip("pybind11")
 from cuda_on_cpu import stages as kernels  # noqa: E402
-from test_cuda_source import close, compare, make_case  # noqa: E402
+from stage_comparison import close, make_case  # noqa: E402
+from test_cuda_source import compare  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ from proac_cuda import reference, stages
 if ptx_replay.why_not():
     pytest.skip(str(ptx_replay.why_not()), allow_module_level=True)
 from cuda_on_cpu import stages as kernels  # noqa: E402
-from test_cuda_source import (  # noqa: E402
+from stage_comparison import (  # noqa: E402
     close,
     close_gradient,
     cosine_tolerance,

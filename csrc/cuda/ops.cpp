@@ -13,6 +13,9 @@
 
 #include "arguments.h"
 
+// The one thing asked of PyTorch's CUDA library. Weak, so that this library also loads, for its CPU kernels, where PyTorch has none.
+#pragma weak aoti_torch_get_current_cuda_stream
+
 namespace proac::cuda {
 namespace {
 
