@@ -89,6 +89,22 @@ def cosine_cross_entropy(features: Tensor, labels: Tensor, prototypes: Tensor) -
     return F.cross_entropy(s, labels, ignore_index=IGNORED)
 
 
+def linear_cross_entropy(chunked: bool) -> Callable[[Problem], Loss]:
+    """The same by PyTorch's own fused function (2.13 and newer): what a user has without a package. Chunks save memory."""
+
+    def make(problem: Problem) -> Loss:
+        options = torch.nn.LinearCrossEntropyOptions() if chunked else None
+
+        def loss(features: Tensor, labels: Tensor, prototypes: Tensor) -> Tensor:
+            x, labels = as_rows(F.normalize(features, dim=1), labels)
+            classifier = (F.normalize(prototypes, dim=1) / TEMPERATURE).to(x.dtype)
+            return F.linear_cross_entropy(x, classifier, labels, ignore_index=IGNORED, options=options)
+
+        return loss
+
+    return make
+
+
 def sampled_pixel_contrast(features: Tensor, labels: Tensor, prototypes: Tensor) -> Tensor:
     """Pixels against pixels, after Wang et al., Exploring Cross-Image Pixel Contrast for Semantic Segmentation, ICCV 2021.
 
@@ -196,6 +212,7 @@ class Contestant:
     synchronises: bool = False  #: with the host: it cannot be captured in a CUDA graph
     compiled: bool = False  #: by torch.compile: a first call takes seconds or minutes
     needs: str = ""  #: a package
+    needs_function: str = ""  #: of torch.nn.functional
     matrices: int = 4  #: of pixels x (channels + classes), held at once; for the estimate that keeps to the memory cap
     square_matrices: int = 0  #: of pixels x pixels
 
@@ -205,6 +222,8 @@ class Contestant:
             return reason
         if self.needs and importlib.util.find_spec(self.needs) is None:
             return f"{self.needs.replace('_', '-')} is not installed"
+        if self.needs_function and not hasattr(F, self.needs_function):
+            return f"PyTorch {torch.__version__} has no torch.nn.functional.{self.needs_function}"
         if problem.num_negatives is not None and not self.samples:
             return "it has no sampled negatives"
         return None
@@ -255,6 +274,18 @@ CONTESTANTS = {
             compiled=True,
         ),
         Contestant("cosine CE", "pixel-anchored cross-entropy over cosines", lambda _: cosine_cross_entropy),
+        Contestant(
+            "linear CE",
+            "the same by torch.nn.functional.linear_cross_entropy",
+            linear_cross_entropy(chunked=False),
+            needs_function="linear_cross_entropy",
+        ),
+        Contestant(
+            "linear CE, chunked",
+            "the same by torch.nn.functional.linear_cross_entropy, in chunks",
+            linear_cross_entropy(chunked=True),
+            needs_function="linear_cross_entropy",
+        ),
         Contestant(
             "sampled contrast",
             f"pixel contrast of {ANCHORS} sampled anchors",

@@ -114,15 +114,27 @@ def test_others_ignore_the_same_pixels(name):
     assert ignored.any() and (gradient[ignored] == 0).all() and gradient[~ignored].abs().sum(-1).all()
 
 
+@pytest.mark.parametrize("name", ["linear CE", "linear CE, chunked"])
+def test_pytorchs_own_function_computes_the_cosine_cross_entropy(name, recwarn):
+    if reason := CONTESTANTS[name].why_not(SMALL, "cpu"):
+        pytest.skip(reason)
+    arguments = Inputs(SMALL).next()
+    found, truth = (CONTESTANTS[each].make(SMALL)(*arguments) for each in (name, "cosine CE"))
+    assert found.item() == pytest.approx(truth.item(), rel=1e-5)
+    assert not recwarn  # it did not fall back from chunks without a word
+
+
 def test_reasons_name_what_is_missing(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert "pytorch-metric-learning is not installed" in CONTESTANTS["SupCon"].why_not(SMALL, "cpu")
     sampled = dataclasses.replace(SMALL, num_negatives=3)
     assert "no sampled negatives" in CONTESTANTS["eager"].why_not(sampled, "cpu")
     assert "CUDA" in CONTESTANTS["cuda"].why_not(SMALL, "cpu")
+    monkeypatch.delattr("torch.nn.functional.linear_cross_entropy", raising=False)
+    assert "has no torch.nn.functional.linear_cross_entropy" in CONTESTANTS["linear CE"].why_not(SMALL, "cpu")
 
 
-@pytest.mark.parametrize("name", ["cpp", "port", "eager", "cosine CE", FLOOR])
+@pytest.mark.parametrize("name", ["cpp", "port", "eager", "cosine CE", "linear CE", FLOOR])
 def test_memory_estimates_are_of_the_right_size(name):
     problem = Problem("wide", (1, 32, 64, 64), 19)
     if reason := CONTESTANTS[name].why_not(problem, "cpu"):
