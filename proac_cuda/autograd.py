@@ -58,6 +58,50 @@ def tensors_and_options(*arguments: Any) -> tuple[Any, ...]:
     return *arguments[:NUM_TENSORS], Options(*arguments[NUM_TENSORS:])
 
 
+def loss_forward(
+    ops: Any,
+    features: Tensor,
+    labels: Tensor,
+    pixel_weight: Tensor | None,
+    prototypes: Tensor,
+    class_weight: Tensor | None,
+    thresholds: Tensor | None,
+    rng_state: Tensor | None,
+    temperature: float,
+    ignore_index: int,
+    negative_mean: bool,
+    pixel_anchor_weight: float,
+    reduction: int,
+    hardest_negative: bool,
+    nearest_exact: bool = False,
+    group: Any = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Loss, statistics, positive sums and diagnostics, one stage after the other; over the ranks of ``group``, if any.
+
+    The kernel of the op ``loss_forward`` where a backend has none of its own.
+    """
+    statistics, positive, diagnostics = ops.class_statistics(
+        features,
+        labels,
+        pixel_weight,
+        prototypes,
+        thresholds,
+        rng_state,
+        temperature,
+        ignore_index,
+        pixel_anchor_weight > 0,
+        hardest_negative,
+        nearest_exact,
+    )
+    if group is not None:
+        statistics = distributed.merge(statistics, stages.merge_statistics, group)
+    sums = ops.positive_sums(positive, labels, pixel_weight, statistics, ignore_index, negative_mean, nearest_exact)
+    if group is not None:
+        sums = distributed.merge(sums, stages.merge_positive_sums, group)
+    loss = ops.reduce_loss(statistics, sums, class_weight, pixel_anchor_weight, reduction)
+    return loss, statistics, sums, diagnostics
+
+
 def run_stages(
     ops: Any,
     features: Tensor,
@@ -87,33 +131,23 @@ def run_stages(
             options.ignore_index,
             options.nearest_exact,
         )
-    statistics, positive, diagnostics = ops.class_statistics(
+    forward = ops.loss_forward if group is None else functools.partial(loss_forward, ops, group=group)
+    loss, statistics, sums, diagnostics = forward(
         features,
         labels,
         pixel_weight,
         prototypes,
+        class_weight,
         thresholds,
         rng_state,
         options.temperature,
         options.ignore_index,
-        options.pixel_anchor_weight > 0,
+        options.negative_mean,
+        options.pixel_anchor_weight,
+        options.reduction,
         options.hardest_negative,
         options.nearest_exact,
     )
-    if group is not None:
-        statistics = distributed.merge(statistics, stages.merge_statistics, group)
-    sums = ops.positive_sums(
-        positive,
-        labels,
-        pixel_weight,
-        statistics,
-        options.ignore_index,
-        options.negative_mean,
-        options.nearest_exact,
-    )
-    if group is not None:
-        sums = distributed.merge(sums, stages.merge_positive_sums, group)
-    loss = ops.reduce_loss(statistics, sums, class_weight, options.pixel_anchor_weight, options.reduction)
     if has_values(diagnostics) and looks_at_values(features.device):
         # after the exchange between ranks, so that none waits for one that raises
         raise_for_values(diagnostics, class_weight, prototypes, RuntimeError if options.compiled else ValueError)

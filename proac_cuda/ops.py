@@ -3,7 +3,8 @@
 A backend is a namespace that holds the same five stages: ``torch.ops.proac_cuda_reference`` is implemented here by
 :mod:`proac_cuda.reference`; ``torch.ops.proac_cuda`` by the compiled extension (its CPU kernels are "cpp", its CUDA
 kernels "cuda"). In each, ``loss`` runs them: a call is one node of a graph, the same whichever backend runs it, with a
-derivative of its own.
+derivative of its own. ``loss_forward`` is three of the stages in one, where nothing is merged between them; a backend may have
+a kernel of its own for it.
 
 Shapes, in every op: features (B, D, *spatial) with 1 to 3 spatial axes which collapse into one pixel stride, the channel
 or the pixel stride being 1; labels and pixel_weight (B, *any size), any strides; prototypes (K, D) contiguous.
@@ -29,6 +30,11 @@ LOSS = """(
     Tensor features, Tensor prototypes, Tensor labels, Tensor? pixel_weight, Tensor? class_weight, Tensor? rng_state,
     float temperature, int ignore_index, int? num_negatives, bool negative_mean, float pixel_anchor_weight, int reduction,
     bool hardest_negative, bool nearest_exact, bool compiled, str? group) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"""
+
+LOSS_FORWARD = """(
+    Tensor features, Tensor labels, Tensor? pixel_weight, Tensor prototypes, Tensor? class_weight, Tensor? thresholds,
+    Tensor? rng_state, float temperature, int ignore_index, bool negative_mean, float pixel_anchor_weight, int reduction,
+    bool hardest_negative, bool nearest_exact=False) -> (Tensor, Tensor, Tensor, Tensor)"""
 
 #: The stages, which each backend implements.
 SCHEMAS = {
@@ -83,6 +89,31 @@ def _fake_positive_sums(
     positive: Tensor, labels: Tensor, pixel_weight: Tensor | None, statistics: Tensor, *options: Any
 ) -> Tensor:
     return statistics.new_empty(stages.NUM_POSITIVE_SUMS, statistics.shape[1])
+
+
+def _fake_loss_forward(
+    features: Tensor,
+    labels: Tensor,
+    pixel_weight: Tensor | None,
+    prototypes: Tensor,
+    class_weight: Tensor | None,
+    thresholds: Tensor | None,
+    rng_state: Tensor | None,
+    temperature: float,
+    ignore_index: int,
+    negative_mean: bool,
+    pixel_anchor_weight: float,
+    reduction: int,
+    *options: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    statistics, positive, diagnostics = _fake_class_statistics(features, labels, pixel_weight, prototypes)
+    sums = _fake_positive_sums(positive, labels, pixel_weight, statistics)
+    return (
+        _fake_reduce_loss(statistics, sums, class_weight, pixel_anchor_weight, reduction),
+        statistics,
+        sums,
+        diagnostics,
+    )
 
 
 def _fake_reduce_loss(
@@ -148,6 +179,7 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "positive_sums": _fake_positive_sums,
     "reduce_loss": _fake_reduce_loss,
     "loss_gradients": _fake_loss_gradients,
+    "loss_forward": _fake_loss_forward,
     "loss": _fake_loss,
 }
 
@@ -155,12 +187,13 @@ _FAKES: dict[str, Callable[..., Any]] = {
 def define_stages(namespace: str) -> torch.library.Library:
     """Define the ops of a backend under ``namespace``, with their fakes and derivatives, and ``loss`` over its stages."""
     library = torch.library.Library(namespace, "DEF")
-    for name, schema in {**SCHEMAS, "loss": LOSS}.items():
+    for name, schema in {**SCHEMAS, "loss_forward": LOSS_FORWARD, "loss": LOSS}.items():
         library.define(name + " ".join(schema.split()), tags=(torch.Tag.pt2_compliant_tag,))
         torch.library.register_fake(f"{namespace}::{name}", _FAKES[name], lib=library)
     ops = getattr(torch.ops, namespace)
+    library.impl("loss_forward", functools.partial(autograd.loss_forward, ops), "CompositeExplicitAutograd")
     library.impl("loss", functools.partial(autograd.run_op, ops), "CompositeExplicitAutograd")
-    for name, kernel in autograd.autograd_kernels(ops, SCHEMAS).items():
+    for name, kernel in autograd.autograd_kernels(ops, (*SCHEMAS, "loss_forward")).items():
         library.impl(name, kernel, "Autograd")
     return library
 

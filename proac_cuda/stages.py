@@ -2,7 +2,7 @@
 
 A call runs (0) `select_negatives`, only for sampled sets; (i) `class_statistics`; (ii) `positive_sums`; `reduce_loss`;
 and in backward (iii) `loss_gradients`. Between (i) and (ii), and after (ii), the vectors below may be merged over chunks
-of pixels or over the ranks of a process group.
+of pixels or over the ranks of a process group; where they are not, `loss_forward` is (i), (ii) and `reduce_loss` in one.
 """
 
 from __future__ import annotations

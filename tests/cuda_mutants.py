@@ -35,7 +35,7 @@ def marks() -> dict[int, str]:
     text = re.sub(r"//.*", "", (build.KERNELS / "barriers.h").read_text())
     names = re.findall(r"\w+", text[text.index("{", text.index("enum class Barrier")) : text.index("}")])
     sources = "".join(path.read_text() for path in [*build.KERNELS.glob("*.cuh"), *build.KERNELS.glob("*.cu")])
-    used = re.findall(r"(?:SYNC_THREADS|WAIT_FOR_COPIES)\((\w+)", re.sub(r"#define.*", "", sources))
+    used = re.findall(r"(?:SYNC_THREADS|WAIT_FOR_COPIES|LEFT_OUT)\((\w+)", re.sub(r"#define.*", "", sources))
     assert sorted(used) == sorted(set(names) - {"none", "count"}), "each name stands at one place"
     return {number: name for number, name in enumerate(names) if name in used}
 

@@ -176,6 +176,13 @@ def compare(
         2 * at * max(1.0, 1.0 if c is None else float(c.sum())) * (num_classes if reduction == stages.SUM else 1),
         relative,
     )
+    if hasattr(kernels, "loss_forward"):  # of the backends that have a kernel of their own for it
+        at_once = kernels.loss_forward(
+            x, labels, w, prototypes, c, thresholds, rng,
+            temperature, ignore_index, negative_mean, alpha, reduction, True, nearest_exact,
+        )  # fmt: skip
+        for whole, by_stages in zip(at_once, (loss, statistics, sums, first), strict=True):
+            assert whole.numpy().tobytes() == by_stages.numpy().tobytes(), "equal to the bit, NaN included"
     grad_loss = torch.rand(true_loss.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64) + 0.5
     rest = (temperature, ignore_index, negative_mean, alpha, reduction, True, learnable, nearest_exact)
     grad, grad_prototypes = kernels.loss_gradients(

@@ -305,6 +305,11 @@ def test_opcheck(backend, dtype):
     sums = ops.positive_sums(*second)
     check(ops.reduce_loss.default, (statistics, sums, p[:, 0].abs().contiguous(), 0.5, 1))
     check(ops.reduce_loss.default, (statistics, sums, None, 0.0, 0))
+    for reduction in (0, 1):
+        whole = (x, y, w, p, None, thresholds, state, 0.1, 255, True, 0.5 * reduction, reduction, True)
+        check(ops.loss_forward.default, whole)
+    by_stages = (ops.reduce_loss(statistics, sums, None, 0.5, 1), statistics, sums)
+    assert all(map(torch.equal, ops.loss_forward(*whole), by_stages)), "equal to the bit"
     third = (x, y, w, p, thresholds, state, statistics, sums, None, torch.ones((), device=device))
     for needs in ((True, True), (True, False), (False, True)):
         check(ops.loss_gradients.default, (*third, 0.1, 255, True, 0.5, 1, *needs))

@@ -125,6 +125,14 @@ def divide_by_sum(module: ptxsim.Module, device: ptxsim.Device, removed: int) ->
     return np.abs(out.get() * x.sum(dtype=float) / x - 1).max()
 
 
+def last_block(module: ptxsim.Module, device: ptxsim.Device, removed: int) -> float:
+    x = np.random.default_rng(3).standard_normal((5, 96)).astype(np.float32)
+    out = device.empty(96)
+    arguments = [device.array(x), device.empty(x.shape), out, device.zeros(1, np.uint32), removed]
+    device.launch(module, "last_block", 5, 96, arguments)
+    return np.abs(out.get() - x.sum(0, dtype=float)).max()
+
+
 Kernel = Callable[[ptxsim.Module, ptxsim.Device, int], float]
 
 
@@ -134,7 +142,15 @@ def found(device: ptxsim.Device) -> bool:
 
 @pytest.mark.parametrize(
     ("kernel", "tolerance"),
-    [(reversed_, 0), (add, 0), (sum_, 1e-6), (product, 1e-6), (copy_reversed, 0), (divide_by_sum, 1e-5)],
+    [
+        (reversed_, 0),
+        (add, 0),
+        (sum_, 1e-6),
+        (product, 1e-6),
+        (copy_reversed, 0),
+        (divide_by_sum, 1e-5),
+        (last_block, 1e-6),
+    ],
 )
 def test_right_and_nothing_found(module: ptxsim.Module, kernel: Kernel, tolerance: float) -> None:
     device = ptxsim.Device(seed=0)
@@ -152,6 +168,7 @@ def test_right_and_nothing_found(module: ptxsim.Module, kernel: Kernel, toleranc
         (copy_reversed, 3),
         (divide_by_sum, 1),
         (divide_by_sum, 2),
+        *((last_block, removed) for removed in (1, 2, 3, 4)),
     ],
 )
 def test_a_missing_barrier_is_found(module: ptxsim.Module, kernel: Kernel, removed: int) -> None:

@@ -89,6 +89,14 @@ struct ReduceLoss {
   void* loss;  // out C () or (K)
 };
 
+// Stages (i), (ii) and the loss of one set of pixels, in fewer launches than one after the other.
+struct LossForward {
+  ClassStatistics statistics;
+  PositiveSums sums;  // of what `statistics` leaves
+  ReduceLoss loss;    // of both
+  void* workspace;    // theirs are not used
+};
+
 struct LossGradients {
   Features features;
   Pixels pixels;
@@ -112,6 +120,7 @@ struct LossGradients {
 size_t workspace_bytes(const SelectNegatives&);
 size_t workspace_bytes(const ClassStatistics&);
 size_t workspace_bytes(const PositiveSums&);
+size_t workspace_bytes(const LossForward&);
 size_t workspace_bytes(const LossGradients&);
 
 // Each enqueues its kernels on the stream, and never synchronises.
@@ -119,6 +128,7 @@ cudaError_t run(const SelectNegatives&, cudaStream_t);
 cudaError_t run(const ClassStatistics&, cudaStream_t);
 cudaError_t run(const PositiveSums&, cudaStream_t);
 cudaError_t run(const ReduceLoss&, cudaStream_t);
+cudaError_t run(const LossForward&, cudaStream_t);
 cudaError_t run(const LossGradients&, cudaStream_t);
 
 // Builds the two descriptions above from the shapes and strides of tensors (B, D, *spatial) and (B, *any).

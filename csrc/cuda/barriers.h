@@ -1,4 +1,4 @@
-// What each barrier, and each wait for asynchronous copies, is there for. tests/cuda_mutants.py leaves out one at a time, and
+// What each barrier, each wait for asynchronous copies, and each order between blocks is there for. tests/cuda_mutants.py leaves out one at a time, and
 // expects to see the kernels fail.
 #pragma once
 
@@ -11,14 +11,15 @@ enum class Barrier : int {
   class_weights_are_read,
   maxima_are_written,
   maxima_are_read,
-  // finish.cu
-  columns_are_free,
-  columns_are_written,
-  diagnostics_are_clear,
-  diagnostics_are_counted,
+  // merge.cuh
+  row_is_written,
+  arrivals_are_ordered,
+  arrival_is_counted,
+  weights_are_merged,
   // positive_sums.cu
   terms_are_free,
   terms_are_written,
+  sums_are_merged,
   // select_negatives.cu
   warps_have_counted,
   bin_is_found,

@@ -18,7 +18,7 @@
 #pragma once
 #include <type_traits>
 
-#include "prepare.cuh"
+#include "merge.cuh"
 
 namespace proac::cuda {
 
@@ -61,9 +61,8 @@ struct FastArguments {
 struct FastStatistics {
   FastArguments common;
   bool hardest_negative;
-  void* partial;      // float (blocks, kPartialRows, K)
-  void* diagnostics;  // Diagnostics (blocks)
-  void* positive;     // float (N)
+  void* positive;  // float (N)
+  MergeStatistics merge;
 };
 
 struct FastGradients {

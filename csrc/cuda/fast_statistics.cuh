@@ -140,7 +140,8 @@ __device__ __forceinline__ bool weights_are_ordinary(const MyPixels<kFragments>&
   return __all_sync(kAllLanes, ordinary);
 }
 
-// Load a tile -> S in registers -> reduce over pixels -> the block's sums, which are written once at the end.
+// Load a tile -> S in registers -> reduce over pixels -> the block's sums, which are written once at the end, and merged by the
+// last block.
 template <class T, int kEights, bool kRows>
 __global__ void __launch_bounds__(Shape<T, kEights>::kMostThreads, Shape<T, kEights>::kBlocks)
     fast_statistics_kernel(const __grid_constant__ FastStatistics job) {
@@ -158,7 +159,7 @@ __global__ void __launch_bounds__(Shape<T, kEights>::kMostThreads, Shape<T, kEig
   bool warm = 2 / a.temperature <= 60;
   for (int i = t; i < kPartialRows * num_classes; i += blockDim.x)
     sums[i] = i < (kMaximum + 1) * num_classes || i >= kHardest * num_classes ? minus_infinity() : 0.f;
-  if (t == 0) clear(diagnostics);
+  if (t == 0) diagnostics = {};
   for (int n = blockIdx.x; n < a.plan.tiles; n += gridDim.x) {
     TilePlace place = place_of(a, n);
     SYNC_THREADS(tile_is_free);
@@ -209,17 +210,10 @@ __global__ void __launch_bounds__(Shape<T, kEights>::kMostThreads, Shape<T, kEig
         {sums + kWeight * num_classes, sums + kPositiveSum * num_classes, sums + kPixelLossSum * num_classes});
   }
   SYNC_THREADS(block_is_done);
-  if (t == 0) static_cast<Diagnostics*>(job.diagnostics)[blockIdx.x] = diagnostics;
-  float* partial = static_cast<float*>(job.partial) + static_cast<int64_t>(blockIdx.x) * kPartialRows * num_classes;
-  for (int i = t; i < kPartialRows * num_classes; i += blockDim.x) {
-    float v = sums[i];
-    if (!a.sampling.thresholds &&
-        i / num_classes == kNegativeWeight) {  // every pixel of another class; no difference of sums
-      v = 0.f;
-      for (int k = 0; k < num_classes; ++k) v += k == i % num_classes ? 0.f : sums[kWeight * num_classes + k];
-    }
-    partial[i] = v;
-  }
+  float* partial =
+      static_cast<float*>(job.merge.partial) + static_cast<int64_t>(blockIdx.x) * kPartialRows * num_classes;
+  for (int i = t; i < kPartialRows * num_classes; i += blockDim.x) partial[i] = sums[i];
+  merge_statistics<float>(job.merge, a.pixels, !a.sampling.thresholds, diagnostics, arrays.label);
 }
 
 template <class T, int kEights>

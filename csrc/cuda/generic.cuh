@@ -1,7 +1,7 @@
 // The plain path: one kernel for stage (i), one for stage (iii); any D, K and dtype.
 #pragma once
 #include "generic_tile.cuh"
-#include "prepare.cuh"
+#include "merge.cuh"
 
 namespace proac::cuda {
 
@@ -13,9 +13,8 @@ struct GenericStatistics {
   const void* unit;  // C (K, D)
   double temperature;
   bool pixel_anchor, hardest_negative;
-  void* partial;      // C (blocks, kPartialRows, K)
-  void* diagnostics;  // Diagnostics (blocks)
-  void* positive;     // C (N)
+  void* positive;  // C (N)
+  MergeStatistics merge;
 };
 
 struct GenericGradients {

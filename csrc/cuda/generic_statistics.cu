@@ -11,15 +11,16 @@ __global__ void __launch_bounds__(kGenericThreads, 1) generic_statistics_kernel(
   SHARED(C[kGenericPixels], positive);
   SHARED(C[kGenericPixels], excess);
   SHARED(Diagnostics, diagnostics);
+  SHARED(int, is_last);
   int t = threadIdx.x, num_classes = static_cast<int>(a.pixels.num_classes);
   C inverse_tau = static_cast<C>(1.0 / a.temperature), none = static_cast<C>(minus_infinity());
   const C* unit = static_cast<const C*>(a.unit);
-  C* partial = static_cast<C*>(a.partial) + static_cast<int64_t>(blockIdx.x) * kPartialRows * num_classes;
+  C* partial = static_cast<C*>(a.merge.partial) + static_cast<int64_t>(blockIdx.x) * kPartialRows * num_classes;
   for (int i = t; i < kPartialRows * num_classes; i += kGenericThreads) {
     int row = i / num_classes;
     partial[i] = row == kMaximum || row == kHardest ? none : C(0);
   }
-  if (t == 0) clear(diagnostics);
+  if (t == 0) diagnostics = {};
   for (int64_t n = blockIdx.x; n < a.tiling.count; n += gridDim.x) {
     TilePlace place = place_of(a.tiling, a.features, n);
     SYNC_THREADS(generic_pixels_are_free);
@@ -71,7 +72,7 @@ __global__ void __launch_bounds__(kGenericThreads, 1) generic_statistics_kernel(
         kGenericPixels, tile.label, {tile.weight, positive, excess},
         {partial + kWeight * num_classes, partial + kPositiveSum * num_classes, partial + kPixelLossSum * num_classes});
   }
-  if (t == 0) static_cast<Diagnostics*>(a.diagnostics)[blockIdx.x] = diagnostics;
+  merge_statistics<C>(a.merge, a.pixels, false, diagnostics, &is_last);
 }
 
 // Few where K makes a block's own memory large.

@@ -148,59 +148,111 @@ Tensor select_negatives(Tensor features, Tensor labels, OptionalTensor pixel_wei
   return thresholds;
 }
 
+// Stage (i): its arguments, and what it leaves.
+struct Statistics {
+  Statistics(Tensor features, Tensor labels, OptionalTensor pixel_weight, Tensor prototypes, OptionalTensor thresholds,
+             OptionalTensor rng_state, double temperature, int64_t ignore_index, bool pixel_anchor,
+             bool hardest_negative, bool nearest_exact)
+      : anchors(dense(prototypes)),
+        last(dense(thresholds)),
+        rng(dense(rng_state)),
+        statistics(make(prototypes, {kNumStatistics, prototypes.size(0)})),
+        positive(make(prototypes, without_channels(features))),
+        diagnostics(make(features, {4}, ScalarType::Long)) {
+    stage.features = describe(features, const_cast<void*>(features.const_data_ptr()));
+    stage.pixels = describe(features, 2, labels, pixel_weight, prototypes.size(0), ignore_index, nearest_exact);
+    stage.sampling = describe(last, rng);
+    stage.prototypes = anchors.const_data_ptr();
+    stage.temperature = temperature;
+    stage.pixel_anchor = pixel_anchor;
+    stage.hardest_negative = hardest_negative;
+    stage.statistics = statistics.mutable_data_ptr();
+    stage.positive = positive.mutable_data_ptr();
+    stage.diagnostics = static_cast<int64_t*>(diagnostics.mutable_data_ptr());
+  }
+  static std::vector<int64_t> without_channels(const Tensor& features) {
+    std::vector<int64_t> shape = sizes(features, 1);
+    shape[0] = features.size(0);
+    return shape;
+  }
+  Tensor anchors;
+  OptionalTensor last, rng;
+  Tensor statistics, positive, diagnostics;
+  ClassStatistics stage = {};
+};
+
+// Stage (ii), likewise.
+struct Sums {
+  Sums(Tensor positive, Tensor labels, OptionalTensor pixel_weight, Tensor statistics, int64_t ignore_index,
+       bool negative_mean, bool nearest_exact)
+      : own(dense(positive)), rows(dense(statistics)), sums(make(statistics, {2, statistics.size(1)})) {
+    stage.pixels = describe(positive, 1, labels, pixel_weight, statistics.size(1), ignore_index, nearest_exact);
+    stage.compute = type_of(statistics);
+    stage.positive = own.const_data_ptr();
+    stage.statistics = rows.const_data_ptr();
+    stage.negative_mean = negative_mean;
+    stage.sums = sums.mutable_data_ptr();
+  }
+  Tensor own, rows, sums;
+  PositiveSums stage = {};
+};
+
+// The loss of both, likewise.
+struct Loss {
+  Loss(Tensor statistics, Tensor sums, OptionalTensor class_weight, double pixel_anchor_weight, int64_t reduction)
+      : rows(dense(statistics)),
+        both(dense(sums)),
+        classes(dense(class_weight)),
+        loss(make(statistics, reduction == kNone ? std::vector<int64_t>{statistics.size(1)} : std::vector<int64_t>{})),
+        stage{type_of(statistics), statistics.size(1),  rows.const_data_ptr(),       both.const_data_ptr(),
+              data(classes),       pixel_anchor_weight, static_cast<int>(reduction), loss.mutable_data_ptr()} {}
+  Tensor rows, both;
+  OptionalTensor classes;
+  Tensor loss;
+  ReduceLoss stage;
+};
+
 std::tuple<Tensor, Tensor, Tensor> class_statistics(Tensor features, Tensor labels, OptionalTensor pixel_weight,
                                                     Tensor prototypes, OptionalTensor thresholds,
                                                     OptionalTensor rng_state, double temperature, int64_t ignore_index,
                                                     bool pixel_anchor, bool hardest_negative, bool nearest_exact) {
   Device device(features);
-  Tensor anchors = dense(prototypes);
-  OptionalTensor last = dense(thresholds), rng = dense(rng_state);
-  int64_t num_classes = prototypes.size(0);
-  std::vector<int64_t> shape = sizes(features, 1);
-  shape[0] = features.size(0);
-  Tensor statistics = make(prototypes, {kNumStatistics, num_classes}), positive = make(prototypes, shape);
-  Tensor diagnostics = make(features, {4}, ScalarType::Long);
-  ClassStatistics stage = {};
-  stage.features = describe(features, const_cast<void*>(features.const_data_ptr()));
-  stage.pixels = describe(features, 2, labels, pixel_weight, num_classes, ignore_index, nearest_exact);
-  stage.sampling = describe(last, rng);
-  stage.prototypes = anchors.const_data_ptr();
-  stage.temperature = temperature;
-  stage.pixel_anchor = pixel_anchor;
-  stage.hardest_negative = hardest_negative;
-  stage.statistics = statistics.mutable_data_ptr();
-  stage.positive = positive.mutable_data_ptr();
-  stage.diagnostics = static_cast<int64_t*>(diagnostics.mutable_data_ptr());
-  device.run(stage, features);
-  return {statistics, positive, diagnostics};
+  Statistics first(features, labels, pixel_weight, prototypes, thresholds, rng_state, temperature, ignore_index,
+                   pixel_anchor, hardest_negative, nearest_exact);
+  device.run(first.stage, features);
+  return {first.statistics, first.positive, first.diagnostics};
 }
 
 Tensor positive_sums(Tensor positive, Tensor labels, OptionalTensor pixel_weight, Tensor statistics,
                      int64_t ignore_index, bool negative_mean, bool nearest_exact) {
   Device device(positive);
-  Tensor own = dense(positive), rows = dense(statistics), sums = make(statistics, {2, statistics.size(1)});
-  PositiveSums stage = {};
-  stage.pixels = describe(positive, 1, labels, pixel_weight, statistics.size(1), ignore_index, nearest_exact);
-  stage.compute = type_of(statistics);
-  stage.positive = own.const_data_ptr();
-  stage.statistics = rows.const_data_ptr();
-  stage.negative_mean = negative_mean;
-  stage.sums = sums.mutable_data_ptr();
-  device.run(stage, positive);
-  return sums;
+  Sums second(positive, labels, pixel_weight, statistics, ignore_index, negative_mean, nearest_exact);
+  device.run(second.stage, positive);
+  return second.sums;
 }
 
 Tensor reduce_loss(Tensor statistics, Tensor sums, OptionalTensor class_weight, double pixel_anchor_weight,
                    int64_t reduction) {
   Device device(statistics);
-  Tensor rows = dense(statistics), both = dense(sums);
-  OptionalTensor classes = dense(class_weight);
-  Tensor loss =
-      make(statistics, reduction == kNone ? std::vector<int64_t>{statistics.size(1)} : std::vector<int64_t>{});
-  ReduceLoss stage = {type_of(statistics), statistics.size(1),  rows.const_data_ptr(),       both.const_data_ptr(),
-                      data(classes),       pixel_anchor_weight, static_cast<int>(reduction), loss.mutable_data_ptr()};
-  check(run(stage, device.stream()));
-  return loss;
+  Loss last(statistics, sums, class_weight, pixel_anchor_weight, reduction);
+  check(run(last.stage, device.stream()));
+  return last.loss;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> loss_forward(Tensor features, Tensor labels, OptionalTensor pixel_weight,
+                                                        Tensor prototypes, OptionalTensor class_weight,
+                                                        OptionalTensor thresholds, OptionalTensor rng_state,
+                                                        double temperature, int64_t ignore_index, bool negative_mean,
+                                                        double pixel_anchor_weight, int64_t reduction,
+                                                        bool hardest_negative, bool nearest_exact) {
+  Device device(features);
+  Statistics first(features, labels, pixel_weight, prototypes, thresholds, rng_state, temperature, ignore_index,
+                   pixel_anchor_weight > 0, hardest_negative, nearest_exact);
+  Sums second(first.positive, labels, pixel_weight, first.statistics, ignore_index, negative_mean, nearest_exact);
+  Loss last(first.statistics, second.sums, class_weight, pixel_anchor_weight, reduction);
+  LossForward stages = {first.stage, second.stage, last.stage, nullptr};
+  device.run(stages, features);
+  return {last.loss, first.statistics, second.sums, first.diagnostics};
 }
 
 std::tuple<Tensor, Tensor> loss_gradients(Tensor features, Tensor labels, OptionalTensor pixel_weight,
@@ -247,5 +299,6 @@ STABLE_TORCH_LIBRARY_IMPL(proac_cuda, CUDA, m) {
   m.impl("class_statistics", TORCH_BOX(&proac::cuda::class_statistics));
   m.impl("positive_sums", TORCH_BOX(&proac::cuda::positive_sums));
   m.impl("reduce_loss", TORCH_BOX(&proac::cuda::reduce_loss));
+  m.impl("loss_forward", TORCH_BOX(&proac::cuda::loss_forward));
   m.impl("loss_gradients", TORCH_BOX(&proac::cuda::loss_gradients));
 }

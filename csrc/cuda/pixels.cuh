@@ -99,23 +99,21 @@ __device__ __forceinline__ bool is_drawn(const Sampling& sampling, int k, uint32
   return mine < last_key || (mine == last_key && index <= sampling.thresholds[2 * k + 1]);
 }
 
-// Counts of invalid labels and weights and where the first of each stands; integer atomics, so any order gives the same.
+// Counts of invalid labels and weights, and ~i of the first of each, so that all zero is none; integer atomics, so any order gives
+// the same.
 struct Diagnostics {
   unsigned long long labels, first_label, weights, first_weight;
 };
-__device__ __forceinline__ void clear(Diagnostics& d) {
-  d.labels = d.weights = 0, d.first_label = d.first_weight = ~0ull;
+__device__ __forceinline__ void add_invalid(unsigned long long& count, unsigned long long& first,
+                                            unsigned long long more, unsigned long long first_of_them) {
+  if (!more) return;
+  atomicAdd(&count, more);
+  atomicMax(&first, first_of_them);
 }
 template <class C>
 __device__ __forceinline__ void record(Diagnostics& d, const Pixel<C>& pixel, int64_t i) {
-  if (pixel.bad_label) {
-    atomicAdd(&d.labels, 1ull);
-    atomicMin(&d.first_label, static_cast<unsigned long long>(i));
-  }
-  if (pixel.bad_weight) {
-    atomicAdd(&d.weights, 1ull);
-    atomicMin(&d.first_weight, static_cast<unsigned long long>(i));
-  }
+  add_invalid(d.labels, d.first_label, pixel.bad_label, ~static_cast<unsigned long long>(i));
+  add_invalid(d.weights, d.first_weight, pixel.bad_weight, ~static_cast<unsigned long long>(i));
 }
 
 }  // namespace proac::cuda

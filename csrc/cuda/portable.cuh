@@ -29,6 +29,7 @@
   do {                                                                     \
     if (MUTANT != static_cast<int>(Barrier::why)) wait_for_copies(groups); \
   } while (0)
+#define LEFT_OUT(why) (MUTANT == static_cast<int>(Barrier::why))
 
 namespace proac::cuda {
 
@@ -61,6 +62,7 @@ void copy_async(SharedAddress to, const void* from, int bytes = kBytes) {
   __pipeline_memcpy_async(to, from, kBytes, kBytes - bytes);
 }
 inline void commit_copies() { __pipeline_commit(); }
+inline unsigned count_arrival(unsigned* counter) { return atomicAdd(counter, 1u); }
 inline void wait_for_copies(int groups) { __pipeline_wait_prior(groups); }
 inline float exp2_approx(float x) { return exp2f(x); }
 inline void split_tf32(uint32_t x, uint32_t& high, uint32_t& low) {
@@ -158,6 +160,16 @@ __device__ __forceinline__ void wait_for_copies(int groups) {
     asm volatile("cp.async.wait_group 1;" ::: "memory");
   else
     asm volatile("cp.async.wait_group 0;" ::: "memory");
+}
+// Adds 1, and returns what was there. All that the block wrote before its last barrier is seen by whoever adds later, and what
+// those wrote who added before is seen by this block after its next barrier.
+__device__ __forceinline__ unsigned count_arrival(unsigned* counter) {
+  unsigned before;
+  if (LEFT_OUT(arrivals_are_ordered))
+    asm volatile("atom.relaxed.gpu.global.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
+  else
+    asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
+  return before;
 }
 // 2^x with an error of 2^-22; results below 2^-126 become 0.
 __device__ __forceinline__ float exp2_approx(float x) {

@@ -68,6 +68,10 @@ __global__ void __launch_bounds__(kPrepareThreads) prepare_kernel(Prepare a) {
     write_factors<C>(a, scratch);
     return;
   }
+  if (row == 0)
+#pragma unroll
+    for (const Counters& counters : a.counters)
+      for (int i = threadIdx.x; i < counters.count; i += kPrepareThreads) counters.word[i] = 0;
   bool real = row < a.num_classes;
   const C* p = static_cast<const C*>(a.prototypes) + static_cast<int64_t>(row) * a.channels;
   // squares of what is left after division by the largest neither overflow nor underflow

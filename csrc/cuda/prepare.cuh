@@ -23,6 +23,12 @@ struct PrototypeSums {
   int* bad;  // (K): not 0 where a term was NaN or infinite
 };
 
+// Words that a later launch of the same call counts in.
+struct Counters {
+  unsigned* word;
+  int count;
+};
+
 struct Prepare {
   const void* prototypes;  // C (K, D)
   int num_classes, channels;
@@ -31,8 +37,9 @@ struct Prepare {
   void* norm;   // C (K)
   void* split;  // the features' type: high and low parts times kScale, in the order of PrototypeBlock, zero-padded
   int split_rows, split_channels;
-  void* factors;       // C (kFactorRows, K)
-  PrototypeSums sums;  // set to zero
+  void* factors;         // C (kFactorRows, K)
+  PrototypeSums sums;    // set to zero
+  Counters counters[2];  // likewise
   // for the factors
   const void *statistics, *positive_sums, *class_weight, *grad_loss;
   int64_t grad_loss_stride;

@@ -1,8 +1,8 @@
-// The launchers of stages (i) and (iii): what memory they want, and which path they take.
+// The launchers of stages (i) and (iii), and of the whole forward pass: what memory they want, and which path they take.
 #include "fast.cuh"
 #include "finish.cuh"
 #include "generic.cuh"
-#include "pixels.cuh"
+#include "positive_sums.cuh"
 
 namespace proac::cuda {
 
@@ -39,7 +39,8 @@ struct StatisticsPlan {
   bool fast;
   FastPlan fast_plan;
   int blocks;
-  void *unit, *split, *partial, *diagnostics;
+  void *unit, *split, *partial;
+  Counters counters;  // the diagnostics, then those of the merge
   size_t bytes;
 };
 
@@ -53,7 +54,8 @@ StatisticsPlan plan(const ClassStatistics& a) {
   p.unit = p.fast ? nullptr : pieces.take(classes * channels * size);
   p.split = p.fast ? pieces.take(2 * p.fast_plan.rows * p.fast_plan.channels * element_size(a.features.type)) : nullptr;
   p.partial = pieces.take(static_cast<size_t>(p.blocks) * kPartialRows * classes * size);
-  p.diagnostics = pieces.take(p.blocks * sizeof(Diagnostics));
+  p.counters.count = static_cast<int>(sizeof(Diagnostics)) / 4 + merge_counters(p.blocks);
+  p.counters.word = static_cast<unsigned*>(pieces.take(p.counters.count * sizeof(unsigned)));
   p.bytes = pieces.used();
   return p;
 }
@@ -105,38 +107,49 @@ size_t workspace_bytes(const LossGradients& a) {
   return plan(shape).bytes;
 }
 
-cudaError_t run(const ClassStatistics& call, cudaStream_t stream) {
+// `more`: counters of a later launch.
+static cudaError_t class_statistics(const ClassStatistics& call, Counters more, cudaStream_t stream) {
   ClassStatistics a = call;
   flatten(a.features, nullptr);
   StatisticsPlan p = plan(a);
   Type type = a.features.type;
-  int classes = static_cast<int>(a.pixels.num_classes);
   Prepare first = {};
   first.prototypes = a.prototypes;
-  first.num_classes = classes;
+  first.num_classes = static_cast<int>(a.pixels.num_classes);
   first.channels = static_cast<int>(a.features.channels);
   first.unit = p.unit;
   first.split = p.split;
   first.split_rows = p.fast ? p.fast_plan.rows : 0;
   first.split_channels = p.fast ? p.fast_plan.channels : 0;
+  first.counters[0] = p.counters;
+  first.counters[1] = more;
   cudaError_t error = prepare(first, type, stream);
   if (error != cudaSuccess) return error;
+  MergeStatistics merge = {p.partial, p.counters.word + sizeof(Diagnostics) / 4,
+                           reinterpret_cast<Diagnostics*>(p.counters.word), a.statistics, a.diagnostics};
   if (p.fast) {
     FastStatistics job = {{a.features, a.pixels, a.sampling, p.fast_plan, p.split, a.temperature, a.pixel_anchor},
                           a.hardest_negative,
-                          p.partial,
-                          p.diagnostics,
-                          a.positive};
-    error = fast_statistics(job, stream);
-  } else {
-    GenericStatistics job = {a.features, a.pixels,      a.sampling,     tile_pixels(a.features, kGenericPixels),
-                             p.unit,     a.temperature, a.pixel_anchor, a.hardest_negative,
-                             p.partial,  p.diagnostics, a.positive};
-    error = generic_statistics(job, p.blocks, stream);
+                          a.positive,
+                          merge};
+    return fast_statistics(job, stream);
   }
-  if (error != cudaSuccess) return error;
-  return merge_statistics({p.partial, p.diagnostics, p.blocks, classes, a.pixels, a.statistics, a.diagnostics}, type,
-                          stream);
+  GenericStatistics job = {a.features, a.pixels,      a.sampling,     tile_pixels(a.features, kGenericPixels),
+                           p.unit,     a.temperature, a.pixel_anchor, a.hardest_negative,
+                           a.positive, merge};
+  return generic_statistics(job, p.blocks, stream);
+}
+
+cudaError_t run(const ClassStatistics& a, cudaStream_t stream) { return class_statistics(a, {}, stream); }
+
+size_t workspace_bytes(const LossForward& a) { return workspace_bytes(a.statistics) + workspace_bytes(a.sums); }
+
+cudaError_t run(const LossForward& call, cudaStream_t stream) {
+  LossForward a = call;
+  a.statistics.workspace = a.workspace;
+  a.sums.workspace = static_cast<char*>(a.workspace) + workspace_bytes(a.statistics);
+  cudaError_t error = class_statistics(a.statistics, counters_of(a.sums), stream);
+  return error != cudaSuccess ? error : positive_sums(a.sums, &a.loss, stream);
 }
 
 cudaError_t run(const LossGradients& call, cudaStream_t stream) {

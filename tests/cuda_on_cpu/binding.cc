@@ -94,54 +94,88 @@ static Array select_negatives(std::vector<int64_t> spatial, bool is_double, Arra
   run_stage(stage);
   return thresholds;
 }
+namespace {
+// Stage (i) and what it leaves.
+struct Forward {
+  Forward(const Array& features, const std::string& type, const Array& labels, const Maybe& weight,
+          const Array& prototypes, const Maybe& thresholds, const Maybe& rng, double temperature, int64_t ignore_index,
+          bool pixel_anchor, bool hardest, bool nearest_exact)
+      : statistics(make(prototypes, {kNumStatistics, prototypes.shape(0)})), diagnostics(int64_array({4})) {
+    auto shape = spatial_of(features, 2);
+    stage.statistics = {features_of(features, type),
+                        pixels_of(labels, weight, shape, prototypes.shape(0), ignore_index, nearest_exact),
+                        sampling_of(thresholds, rng),
+                        prototypes.data(),
+                        temperature,
+                        pixel_anchor,
+                        hardest,
+                        data_of(statistics),
+                        nullptr,
+                        static_cast<int64_t*>(data_of(diagnostics)),
+                        nullptr};
+    shape.insert(shape.begin(), features.shape(0));
+    positive = make(prototypes, shape);
+    stage.statistics.positive = data_of(positive);
+  }
+  Array statistics, positive, diagnostics;
+  LossForward stage = {};
+};
+}  // namespace
+static PositiveSums sums_stage(const Array& positive, const Array& labels, const Maybe& weight, const Array& statistics,
+                               int64_t ignore_index, bool negative_mean, bool nearest_exact, const Array& sums) {
+  return {pixels_of(labels, weight, spatial_of(positive, 1), statistics.shape(1), ignore_index, nearest_exact),
+          statistics.itemsize() == 8 ? Type::float64 : Type::float32,
+          positive.data(),
+          statistics.data(),
+          negative_mean,
+          data_of(sums),
+          nullptr};
+}
+static ReduceLoss loss_stage(const Array& statistics, const Array& sums, const Maybe& class_weight,
+                             double pixel_anchor_weight, int reduction, const Array& loss) {
+  return {statistics.itemsize() == 8 ? Type::float64 : Type::float32,
+          statistics.shape(1),
+          statistics.data(),
+          sums.data(),
+          data_of(class_weight),
+          pixel_anchor_weight,
+          reduction,
+          data_of(loss)};
+}
 static py::tuple class_statistics(Array features, std::string type, Array labels, Maybe weight, Array prototypes,
                                   Maybe thresholds, Maybe rng, double temperature, int64_t ignore_index,
                                   bool pixel_anchor, bool hardest, bool nearest_exact) {
-  int64_t num_classes = prototypes.shape(0);
-  auto shape = spatial_of(features, 2);
-  shape.insert(shape.begin(), features.shape(0));
-  Array statistics = make(prototypes, {kNumStatistics, num_classes}), positive = make(prototypes, shape),
-        diagnostics = int64_array({4});
-  ClassStatistics stage = {features_of(features, type),
-                           pixels_of(labels, weight, spatial_of(features, 2), num_classes, ignore_index, nearest_exact),
-                           sampling_of(thresholds, rng),
-                           prototypes.data(),
-                           temperature,
-                           pixel_anchor,
-                           hardest,
-                           data_of(statistics),
-                           data_of(positive),
-                           static_cast<int64_t*>(data_of(diagnostics)),
-                           nullptr};
-  run_stage(stage);
-  return py::make_tuple(statistics, positive, diagnostics);
+  Forward f(features, type, labels, weight, prototypes, thresholds, rng, temperature, ignore_index, pixel_anchor,
+            hardest, nearest_exact);
+  run_stage(f.stage.statistics);
+  return py::make_tuple(f.statistics, f.positive, f.diagnostics);
 }
 static Array positive_sums(Array positive, Array labels, Maybe weight, Array statistics, int64_t ignore_index,
                            bool negative_mean, bool nearest_exact) {
-  int64_t num_classes = statistics.shape(1);
-  Array sums = make(statistics, {2, num_classes});
-  PositiveSums stage = {pixels_of(labels, weight, spatial_of(positive, 1), num_classes, ignore_index, nearest_exact),
-                        statistics.itemsize() == 8 ? Type::float64 : Type::float32,
-                        positive.data(),
-                        statistics.data(),
-                        negative_mean,
-                        data_of(sums),
-                        nullptr};
+  Array sums = make(statistics, {2, statistics.shape(1)});
+  PositiveSums stage =
+      sums_stage(positive, labels, weight, statistics, ignore_index, negative_mean, nearest_exact, sums);
   run_stage(stage);
   return sums;
 }
 static Array reduce_loss(Array statistics, Array sums, Maybe class_weight, double pixel_anchor_weight, int reduction) {
   Array loss = reduction == kNone ? make(statistics, {statistics.shape(1)}) : make(statistics, {});
-  ReduceLoss stage = {statistics.itemsize() == 8 ? Type::float64 : Type::float32,
-                      statistics.shape(1),
-                      statistics.data(),
-                      sums.data(),
-                      data_of(class_weight),
-                      pixel_anchor_weight,
-                      reduction,
-                      data_of(loss)};
+  ReduceLoss stage = loss_stage(statistics, sums, class_weight, pixel_anchor_weight, reduction, loss);
   if (run(stage, nullptr) != cudaSuccess) throw std::runtime_error("launch failed");
   return loss;
+}
+static py::tuple loss_forward(Array features, std::string type, Array labels, Maybe weight, Array prototypes,
+                              Maybe class_weight, Maybe thresholds, Maybe rng, double temperature, int64_t ignore_index,
+                              bool negative_mean, double pixel_anchor_weight, int reduction, bool hardest,
+                              bool nearest_exact) {
+  Forward f(features, type, labels, weight, prototypes, thresholds, rng, temperature, ignore_index,
+            pixel_anchor_weight != 0, hardest, nearest_exact);
+  Array sums = make(prototypes, {2, prototypes.shape(0)}),
+        loss = reduction == kNone ? make(prototypes, {prototypes.shape(0)}) : make(prototypes, {});
+  f.stage.sums = sums_stage(f.positive, labels, weight, f.statistics, ignore_index, negative_mean, nearest_exact, sums);
+  f.stage.loss = loss_stage(f.statistics, sums, class_weight, pixel_anchor_weight, reduction, loss);
+  run_stage(f.stage);
+  return py::make_tuple(loss, f.statistics, sums, f.diagnostics, f.positive);
 }
 static void loss_gradients(Array features, std::string type, Array labels, Maybe weight, Array prototypes,
                            Maybe thresholds, Maybe rng, Array statistics, Array sums, Maybe class_weight,
@@ -215,6 +249,7 @@ PYBIND11_MODULE(cuda_on_cpu, m) {
   m.def("class_statistics", class_statistics);
   m.def("positive_sums", positive_sums);
   m.def("reduce_loss", reduce_loss);
+  m.def("loss_forward", loss_forward);
   m.def("loss_gradients", loss_gradients);
   m.def("set_options", set_options, py::arg("order") = 2, py::arg("seed") = 1, py::arg("shared_limit") = 227 << 10,
         py::arg("multiprocessors") = 132, py::arg("mutant") = 0);

@@ -84,6 +84,27 @@ def reduce_loss(*arguments: Any) -> Tensor:
     return _tensor(module.reduce_loss(*map(_array, arguments[:3]), *arguments[3:]))
 
 
+def loss_forward(
+    features: Tensor,
+    labels: Tensor,
+    pixel_weight: Tensor | None,
+    prototypes: Tensor,
+    class_weight: Tensor | None,
+    thresholds: Tensor | None,
+    rng_state: Tensor | None,
+    temperature: float,
+    ignore_index: int,
+    negative_mean: bool,
+    pixel_anchor_weight: float,
+    reduction: int,
+    hardest_negative: bool,
+    nearest_exact: bool = False,
+) -> tuple[Tensor, ...]:
+    arrays = map(_array, (labels, pixel_weight, prototypes, class_weight, thresholds, rng_state))
+    options = temperature, ignore_index, negative_mean, pixel_anchor_weight, reduction, hardest_negative, nearest_exact
+    return tuple(map(_tensor, module.loss_forward(_array(features), _type(features), *arrays, *options)[:4]))
+
+
 def loss_gradients(
     features: Tensor,
     labels: Tensor,

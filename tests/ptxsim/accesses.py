@@ -16,11 +16,19 @@ if TYPE_CHECKING:
 
 
 def locate(
-    run: Run, address: Any, space: str | None, width: int, store: bool, atomic: bool = False, quiet: bool = False
+    run: Run,
+    address: Any,
+    space: str | None,
+    width: int,
+    store: bool,
+    atomic: bool = False,
+    quiet: bool = False,
+    volatile: bool = False,
 ) -> np.ndarray:
     """Addresses in the device's memory of one access of ``width`` bytes by each active thread.
 
     ``address``: over all threads, or one for all. ``space`` None: a generic address. ``quiet``: checked, not counted.
+    ``volatile``: may meet other blocks' accesses, as an atomic one.
     """
     group = run.group
     if np.ndim(address) == 0:
@@ -43,12 +51,13 @@ def locate(
             out = np.empty_like(addresses)
             inside = addresses[shared] - SHARED_WINDOW
             out[shared] = _shared_access(run, inside, width, store, threads[shared], atomic, quiet)
-            out[~shared] = _global_access(run, addresses[~shared], width, store, threads[~shared], None, quiet)
+            mine = addresses[~shared], width, store, threads[~shared], None
+            out[~shared] = _global_access(run, *mine, quiet, atomic or volatile)
             return out
     if space == "local":
         run.counters.local_bytes += width * group.count
         return addresses
-    return _global_access(run, addresses, width, store, None, group, quiet)
+    return _global_access(run, addresses, width, store, None, group, quiet, atomic or volatile)
 
 
 def _global_access(
@@ -59,6 +68,7 @@ def _global_access(
     threads: np.ndarray | None,
     group: Group | None,
     quiet: bool,
+    meets: bool,
 ) -> np.ndarray:
     """An access of a whole group, or of the given threads of it."""
     device, counters = run.device, run.counters
@@ -69,6 +79,8 @@ def _global_access(
     _check_state(run, addresses, width, store, "")
     if quiet:
         return addresses
+    if device.checks:
+        device.grid_races.access(run, addresses, width, group.index if threads is None else threads, store, meets)
     sector = addresses >> 5
     run.touched[int(store)][sector] = True
     key = sector + (group.warp_key if group is not None else (threads >> 5) << 40)  # warp and sector: one request each

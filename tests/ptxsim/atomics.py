@@ -45,6 +45,11 @@ def op_atom(instruction: Instruction, returns: bool = True) -> Step:
     combine = combination(operation, type_)
     simple_sum = isinstance(dest, Sink) and operation in ATOMIC and float_ops(type_)[0] is None
     address = address_of(mem)
+    release, acquire = ("acq_rel" in instruction.mods or word in instruction.mods for word in ("release", "acquire"))
+
+    def meet(run: Run, addresses: np.ndarray, order: np.ndarray | slice) -> None:
+        if space != "shared" and run.device.checks:
+            run.device.grid_races.meet(run, addresses[order], run.group.index[order], release, acquire and returns)
 
     def execute(run: Run) -> None:
         addresses = locate(run, address(run), space, width, True, atomic=True)
@@ -56,6 +61,7 @@ def op_atom(instruction: Instruction, returns: bool = True) -> Step:
             order = run.device.random.permutation(cell.size) if dtype.kind == "f" else slice(None)
             ATOMIC[operation].at(cells, cell[order], values[order])
             run.device.mark(addresses, width, WRITTEN)
+            meet(run, addresses, order)
             return
         others = active(run, replacement(run)) if replacement else values
         order = run.device.random.permutation(cell.size)
@@ -76,6 +82,7 @@ def op_atom(instruction: Instruction, returns: bool = True) -> Step:
                 old[threads] = cells[cell[threads]]
                 cells[cell[threads]] = combine(old[threads], values[threads], others[threads])
         run.device.mark(addresses, width, WRITTEN)
+        meet(run, addresses, order)
         write_active(run, dest, old)
 
     return execute

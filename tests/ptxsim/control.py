@@ -21,9 +21,23 @@ def nothing(instruction):
     return lambda run: None
 
 
-op_membar = op_fence = op_nanosleep = nothing  # one step after another: all is in order
+op_nanosleep = nothing
 op_prefetch = op_prefetchu = op_discard = op_applypriority = nothing
 op_griddepcontrol = op_setmaxnreg = op_pmevent = nothing
+
+
+def op_fence(instruction: Instruction) -> Step:
+    """One step after another: all is in order. But the race detector wants to know of it."""
+    wide = bool({"gl", "gpu", "sys"} & set(instruction.mods))
+
+    def execute(run: Run) -> None:
+        if wide and run.device.checks:
+            run.device.grid_races.fence(run)
+
+    return execute
+
+
+op_membar = op_fence
 
 
 def op_createpolicy(instruction: Instruction) -> Step:

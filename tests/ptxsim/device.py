@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from .counters import Counters
+from .grid_races import GridRaces
 from .memory import DeviceArray, Memory
 from .numeric import DTYPE
 from .parser import Module
@@ -20,7 +21,7 @@ np.seterr(all="ignore")
 
 
 class Device(Memory):
-    """Memory, counters per kernel name (``counters``), shared-memory races found (``races``).
+    """Memory, counters per kernel name (``counters``), races found in shared memory and between blocks (``races``).
 
     threads: how many threads run side by side; checks=False turns the race detector and the bank-conflict count off;
     tensor_core: 'exact' sums an mma in float64 and rounds once, 'truncate' models the hardware's pessimistic side
@@ -84,6 +85,7 @@ class Device(Memory):
         touched = np.zeros((2, self.memory.size // 32), bool)  # sectors that were read, and written
         order = self.random.permutation(count)
         top = self.top
+        self.grid_races = GridRaces(self, self.races)
         self.array_starts = np.array([array.address for array in self.arrays] or [0]) >> 5
         self.array_sectors = np.zeros((2, len(self.array_starts) + 1), np.int64)
         for first in range(0, count, side):

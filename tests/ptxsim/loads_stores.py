@@ -30,9 +30,13 @@ def op_ld(instruction: Instruction) -> Step:
     quiet = "param" in instruction.mods or "const" in instruction.mods
     address = address_of(mem)
     piece = UINT[dt.itemsize * 8]
+    acquire = "acquire" in instruction.mods
+    volatile = acquire or "volatile" in instruction.mods or "relaxed" in instruction.mods
 
     def execute(run: Run) -> None:
-        a = locate(run, address(run), space, min(width, 16), False, quiet=quiet)
+        a = locate(run, address(run), space, min(width, 16), False, quiet=quiet, volatile=volatile)
+        if volatile and space != "shared" and run.device.checks:
+            run.device.grid_races.meet(run, a, run.group.index, False, acquire, changes=False)
         if n == 1:
             v = run.device.gather(a, width)
             write_active(run, dests[0], v.view(dt) if dt.itemsize < 16 else v)

@@ -81,6 +81,9 @@ class Run:
         self.size = self.padded * self.blocks
         self.thread_index = np.arange(self.size)
         self.block_of, self.warp_of = self.thread_index // self.padded, self.thread_index // 32
+        self.number = (
+            np.asarray(block_ids)[self.block_of] * self.padded + self.thread_index % self.padded
+        )  # in the grid
         self.lane = (self.thread_index % 32).astype(np.uint32)
         self.special = special_registers(
             grid, block, self.thread_index % self.padded, np.asarray(block_ids)[self.block_of], self.lane

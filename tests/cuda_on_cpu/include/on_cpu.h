@@ -219,6 +219,12 @@ T atomicMin(T* p, typename std::common_type<T>::type value) {
   *p = std::min(old, value);
   return old;
 }
+template <class T>
+T atomicMax(T* p, typename std::common_type<T>::type value) {
+  T old = *p;
+  *p = std::max(old, value);
+  return old;
+}
 
 // ---- arithmetic
 using std::max;
