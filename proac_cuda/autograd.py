@@ -53,9 +53,58 @@ class Outputs(NamedTuple):
     rng_state: Tensor | None  #: int64 (2,), as shared by the ranks of the group; likewise
 
 
+#: Backends, by the namespace of their ops, that run stages (i), (ii) and the reduction in one go, for a process by itself:
+#: (features, labels, pixel_weight, prototypes, class_weight, thresholds, rng_state, options) to (statistics, sums, loss,
+#: diagnostics), the same to the bit as stage by stage.
+FORWARD_PASSES: dict[str, Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]] = {}
+
+
 def tensors_and_options(*arguments: Any) -> tuple[Any, ...]:
     """The arguments of the op ``loss``, its options as one: autograd.Function and the stages pass them on together."""
     return *arguments[:NUM_TENSORS], Options(*arguments[NUM_TENSORS:])
+
+
+def _stage_by_stage(
+    ops: Any,
+    group: Any,
+    features: Tensor,
+    labels: Tensor,
+    pixel_weight: Tensor | None,
+    prototypes: Tensor,
+    class_weight: Tensor | None,
+    thresholds: Tensor | None,
+    rng_state: Tensor | None,
+    options: Options,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Statistics, sums, loss and diagnostics by a backend's stages; in between, the ranks of ``group`` merge theirs."""
+    statistics, positive, diagnostics = ops.class_statistics(
+        features,
+        labels,
+        pixel_weight,
+        prototypes,
+        thresholds,
+        rng_state,
+        options.temperature,
+        options.ignore_index,
+        options.pixel_anchor_weight > 0,
+        options.hardest_negative,
+        options.nearest_exact,
+    )
+    if group is not None:
+        statistics = distributed.merge(statistics, stages.merge_statistics, group)
+    sums = ops.positive_sums(
+        positive,
+        labels,
+        pixel_weight,
+        statistics,
+        options.ignore_index,
+        options.negative_mean,
+        options.nearest_exact,
+    )
+    if group is not None:
+        sums = distributed.merge(sums, stages.merge_positive_sums, group)
+    loss = ops.reduce_loss(statistics, sums, class_weight, options.pixel_anchor_weight, options.reduction)
+    return statistics, sums, loss, diagnostics
 
 
 def run_stages(
@@ -87,33 +136,11 @@ def run_stages(
             options.ignore_index,
             options.nearest_exact,
         )
-    statistics, positive, diagnostics = ops.class_statistics(
-        features,
-        labels,
-        pixel_weight,
-        prototypes,
-        thresholds,
-        rng_state,
-        options.temperature,
-        options.ignore_index,
-        options.pixel_anchor_weight > 0,
-        options.hardest_negative,
-        options.nearest_exact,
-    )
-    if group is not None:
-        statistics = distributed.merge(statistics, stages.merge_statistics, group)
-    sums = ops.positive_sums(
-        positive,
-        labels,
-        pixel_weight,
-        statistics,
-        options.ignore_index,
-        options.negative_mean,
-        options.nearest_exact,
-    )
-    if group is not None:
-        sums = distributed.merge(sums, stages.merge_positive_sums, group)
-    loss = ops.reduce_loss(statistics, sums, class_weight, options.pixel_anchor_weight, options.reduction)
+    arguments = features, labels, pixel_weight, prototypes, class_weight, thresholds, rng_state, options
+    if group is None and ops.name in FORWARD_PASSES:
+        statistics, sums, loss, diagnostics = FORWARD_PASSES[ops.name](*arguments)
+    else:
+        statistics, sums, loss, diagnostics = _stage_by_stage(ops, group, *arguments)
     if has_values(diagnostics) and looks_at_values(features.device):
         # after the exchange between ranks, so that none waits for one that raises
         raise_for_values(diagnostics, class_weight, prototypes, RuntimeError if options.compiled else ValueError)

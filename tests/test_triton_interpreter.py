@@ -156,6 +156,28 @@ def test_tiles_without_tensor_cores(monkeypatch, dtype, classes):
     _compare_every_option(dtype, 40, classes)
 
 
+@pytest.mark.skipif(not INTERPRETED, reason="needs TRITON_INTERPRET=1")
+@pytest.mark.parametrize("classes", [5, 70])  # one block of classes; three
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_stage_by_stage_as_in_one_go(monkeypatch, classes, reduction):
+    """Ranks run the stages one by one: their sums, and so the loss, are those of a process by itself, to the bit."""
+    import proac_cuda
+    from proac_cuda import autograd
+
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(2, 20, 9, 30, generator=generator)
+    labels = torch.randint(0, classes, (2, 18, 60), generator=generator)
+    prototypes, class_weight = torch.randn(classes, 20, generator=generator), torch.rand(classes, generator=generator)
+    options = {"class_weight": class_weight, "reduction": reduction, "return_stats": True, "backend": "triton"}
+    if reduction == "mean":
+        options["pixel_anchor_weight"] = 0.3
+    loss, stats = proac_cuda.proac_loss(features, labels, prototypes, **options)
+    monkeypatch.delitem(autograd.FORWARD_PASSES, "proac_cuda_triton")
+    loss_by_stages, stats_by_stages = proac_cuda.proac_loss(features, labels, prototypes, **options)
+    assert torch.equal(loss, loss_by_stages)
+    assert all(torch.equal(one, other) for one, other in zip(stats, stats_by_stages, strict=True))
+
+
 def _compare_every_option(dtype, channels, classes):
     """Loss, statistics and both gradients with every option, against the reference in float64."""
     import proac_cuda

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from .. import ops
+from .. import autograd, ops
 
 NAMESPACE = "proac_cuda_triton"
 
@@ -74,3 +74,4 @@ _stages = SimpleNamespace(**{name: _imported_when_called(name) for name in ops.S
 _library = ops.define_stages(NAMESPACE)
 for _key in ("CUDA", "CPU"):
     ops.implement_stages(_library, _stages, _key)
+autograd.FORWARD_PASSES[NAMESPACE] = _imported_when_called("forward_pass")
