@@ -204,6 +204,11 @@ def implement_stages(library: torch.library.Library, module: Any, dispatch_key: 
         library.impl(name, _without_autocast(getattr(module, name)), dispatch_key)
 
 
+def implement_forward(library: torch.library.Library, function: Callable[..., Any], dispatch_key: str) -> None:
+    """Implement ``loss_forward`` by a function of the backend's own, in place of its stages one after the other."""
+    library.impl("loss_forward", _without_autocast(function), dispatch_key)
+
+
 def _without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
     def call(features: Tensor, *arguments: Any) -> Any:
         with torch.autocast(features.device.type, enabled=False):

@@ -156,6 +156,24 @@ def test_tiles_without_tensor_cores(monkeypatch, dtype, classes):
     _compare_every_option(dtype, 40, classes)
 
 
+@pytest.mark.skipif(not INTERPRETED, reason="needs TRITON_INTERPRET=1")
+@pytest.mark.parametrize("classes", [5, 70])  # one block of classes; three
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_stage_by_stage_as_in_one_go(classes, reduction):
+    """Ranks run the stages one by one: their sums, and so the loss, are those of a process by itself, to the bit."""
+    from proac_cuda import autograd, stages
+
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(2, 20, 9, 30, generator=generator)
+    labels = torch.randint(0, classes, (2, 18, 60), generator=generator)
+    prototypes, class_weight = torch.randn(classes, 20, generator=generator), torch.rand(classes, generator=generator)
+    options = 0.1, 255, False, 0.3 if reduction == "mean" else 0.0, stages.REDUCTIONS[reduction], True, False
+    arguments = features, labels, None, prototypes, class_weight, None, None, *options
+    ops = torch.ops.proac_cuda_triton
+    for one, other in zip(ops.loss_forward(*arguments), autograd.loss_forward(ops, *arguments), strict=True):
+        assert torch.equal(one, other)
+
+
 def _compare_every_option(dtype, channels, classes):
     """Loss, statistics and both gradients with every option, against the reference in float64."""
     import proac_cuda

@@ -74,3 +74,4 @@ _stages = SimpleNamespace(**{name: _imported_when_called(name) for name in ops.S
 _library = ops.define_stages(NAMESPACE)
 for _key in ("CUDA", "CPU"):
     ops.implement_stages(_library, _stages, _key)
+    ops.implement_forward(_library, _imported_when_called("loss_forward"), _key)

@@ -257,9 +257,10 @@ def note_bad(found, values, bad):
 
 @kernel
 def merge_statistics_kernel(
-    partials, diagnostics, statistics, merged_diagnostics, chunks, K: tl.constexpr, KB: tl.constexpr, CB: tl.constexpr
-):
-    """:func:`proac_cuda.stages.merge_statistics` over the chunks, in their order."""
+    partials, diagnostics, statistics, merged_diagnostics, counters, chunks,
+    K: tl.constexpr, KB: tl.constexpr, CB: tl.constexpr,
+):  # fmt: skip
+    """:func:`proac_cuda.stages.merge_statistics` over the chunks, in their order; and stage (ii)'s counters set to 0."""
     REAL: tl.constexpr = partials.dtype.element_ty
     k = tl.program_id(0) * KB + tl.arange(0, KB)
     maximum = tl.full((KB,), float("-inf"), REAL)
@@ -289,7 +290,9 @@ def merge_statistics_kernel(
             total += tl.sum(tl.load(row + statistic * K, mask=mask, other=0.0), 0)
         tl.store(statistics + statistic * K + k, total, mask=k < K)
 
+    tl.store(counters + 1 + tl.program_id(0), 0)
     if tl.program_id(0) == 0:
+        tl.store(counters, 0)
         for kind in tl.static_range(2):
             count, value = tl.full((), 0, tl.int64), tl.full((), 0, tl.int64)
             for c0 in range(0, chunks, CB):
@@ -324,60 +327,3 @@ def log_normaliser_kernel(
         )  # fmt: skip
         top, total = add_to_log_sum(top, total, tl.where((k < K)[:, None], s[0], float("-inf")), 0)
     tl.store(log_normaliser + index, top + tl.log(total), mask=inside)
-
-
-@triton.jit
-def log1p_exp(value):
-    """softplus, log(1 + e^value), with full relative accuracy at both ends.
-
-    max(value, 0) + log(1 + e), e = exp(-|value|), by log(1 + e) = 2 atanh(r), r = e / (2 + e) <= 1/3, as a power series.
-    """
-    TERMS: tl.constexpr = 18 if value.dtype == tl.float64 else 9
-    e = tl.exp(-tl.abs(value))
-    r = e / (2.0 + e)
-    series = tl.zeros_like(r)
-    for term in tl.static_range(TERMS):
-        series = series * (r * r) + 1.0 / (2 * (TERMS - term) - 1)
-    return tl.where(value != value, value, tl.maximum(value, 0.0) + 2.0 * r * series)
-
-
-@kernel
-def positive_sums_kernel(
-    positive, labels, weights, statistics, partials,
-    ignore_index, P, tiles_per_image, tiles, tiles_per_chunk,
-    size, label_size, scale, label_strides, weight_strides,
-    NEGATIVE_MEAN: tl.constexpr, K: tl.constexpr, KB: tl.constexpr, BM: tl.constexpr, INDEX: tl.constexpr,
-):  # fmt: skip
-    """Stage (ii): sums over P_k of w softplus(log Z_k - S_ki) and of w sigmoid(log Z_k - S_ki), by chunk."""
-    REAL: tl.constexpr = partials.dtype.element_ty
-    chunk, block = tl.program_id(0), tl.program_id(1)
-    k = block * KB + tl.arange(0, KB)
-    softplus_sum = tl.full((KB,), 0.0, REAL)
-    sigmoid_sum = tl.full((KB,), 0.0, REAL)
-    for tile in range(chunk * tiles_per_chunk, tl.minimum((chunk + 1) * tiles_per_chunk, tiles)):
-        _, _, index, inside = tile_of_pixels(tile, tiles_per_image, P, BM, INDEX)
-        label, weight, _, _, _, _ = read_pixels(
-            index, inside, labels, label_strides, weights, weight_strides, size, label_size, scale, ignore_index, K,
-            REAL,
-        )  # fmt: skip
-        kept = label >= 0
-        s = tl.load(positive + index, mask=inside, other=0.0)
-        margin = contrast_log_z(statistics, label, kept, NEGATIVE_MEAN, K) - s
-        own = label[None, :] == k[:, None]
-        softplus = weight * log1p_exp(margin)
-        sigmoid = weight / (1.0 + tl.exp(-margin))
-        softplus_sum += tl.sum(tl.where(own, softplus[None, :], 0.0), 1)
-        sigmoid_sum += tl.sum(tl.where(own, sigmoid[None, :], 0.0), 1)
-    plane = tl.num_programs(0) * K
-    tl.store(partials + chunk * K + k, softplus_sum, mask=k < K)
-    tl.store(partials + plane + chunk * K + k, sigmoid_sum, mask=k < K)
-
-
-@triton.jit
-def contrast_log_z(statistics, k, mask, NEGATIVE_MEAN: tl.constexpr, K: tl.constexpr):
-    """The log Z_k of (4) and (7): that of (3), minus log sum_{N_k} w_j for the mean over negatives."""
-    log_z = tl.load(statistics + k, mask=mask, other=0.0)
-    if NEGATIVE_MEAN:
-        weight = tl.load(statistics + NEGATIVE_WEIGHT * K + k, mask=mask, other=0.0)
-        log_z = tl.where(weight > 0, log_z - tl.log(weight), log_z)
-    return log_z

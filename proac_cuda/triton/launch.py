@@ -1,9 +1,10 @@
-"""The five stages of the loss as launches of the Triton kernels.
+"""The five stages of the loss as launches of the Triton kernels, and :func:`loss_forward`, three of them in one go.
 
 Nothing here looks at the contents of a tensor, so nothing waits for the GPU and every call can be captured in a CUDA graph.
-Launches, without sampling: forward 6 (prepare, statistics, merge, positive sums, merge, reduce), 7 where the twin meets
-more classes than one program deals with; backward 2, and 2 more where the prototypes need a gradient. The last of these four
-adds chunks up, K programs side by side; to save it, one program would have to read all C K D numbers at the end.
+Launches, without sampling: forward 4 (prepare, statistics, their merge, positive sums with the loss), 5 where the twin meets
+more classes than one program deals with; backward 2, and 2 more where the prototypes need a gradient. Statistics are merged
+by a launch of their own, and so is the prototypes' gradient: of 150 classes they leave 2 MB and more, which one program
+at the end would read for longer than a launch takes. Ranks exchange sums between the stages: there forward takes 6.
 
 Sums over pixels come in at most MAX_CHUNKS chunks for K-vectors: that many programs share the features, and 64 would leave
 three quarters of a large GPU idle (two programs fit on a multiprocessor, of which there are 108 and more). They cost
@@ -25,7 +26,7 @@ from torch import Tensor
 
 from .. import stages
 from ..stages import NONE
-from . import backward, forward, gradient_by_classes, prepare, prototype_gradient, selection, tiles
+from . import backward, forward, gradient_by_classes, loss, prepare, prototype_gradient, selection, tiles
 from .layout import Pixels, label_arguments, lay_out
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
@@ -104,7 +105,7 @@ def _prepare(
     run(
         prepare.prepare_kernel, (triton.cdiv(k_pad, rows),),
         prototypes=prototypes, anchors=anchors, norms=norms, coefficients=coefficients, **gradient,
-        K=num_classes, D=channels, K_PAD=k_pad, D_PAD=d_pad, RB=rows, DB=128, KB=256, INTERPRETED=INTERPRETED,
+        K=num_classes, D=channels, K_PAD=k_pad, D_PAD=d_pad, RB=rows, DB=128, INTERPRETED=INTERPRETED,
     )  # fmt: skip
     sizes = {"anchors": anchors, "K": num_classes, "D": channels, "K_PAD": k_pad, "D_PAD": d_pad}
     if coefficients is not None:
@@ -157,7 +158,7 @@ def select_negatives(
     return thresholds
 
 
-def class_statistics(
+def _statistics(
     features: Tensor,
     labels: Tensor,
     pixel_weight: Tensor | None,
@@ -169,8 +170,8 @@ def class_statistics(
     pixel_anchor: bool,
     hardest_negative: bool,
     nearest_exact: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Stage (i): as :func:`proac_cuda.reference.class_statistics`."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Stage (i), and the counters of stage (ii)."""
     num_classes, channels = prototypes.shape
     arch = architecture(features.device)
     more_options = pixel_weight is not None or thresholds is not None or pixel_anchor or hardest_negative
@@ -184,6 +185,8 @@ def class_statistics(
     diagnostics = new(4, dtype=torch.int64)
     partials = new(num_chunks, forward.NUM_PARTIALS.value, num_classes)
     chunk_diagnostics = new(num_chunks, 4, dtype=torch.int64)
+    block = _class_block(num_classes)
+    counters = new(1 + triton.cdiv(num_classes, block), dtype=torch.int32)
     common = {
         "features": features, "inverse_temperature": 1 / temperature, "strides": pixels.strides[0],
         "P": pixels.per_image, "PRECISION": _precision(arch, features.dtype), "INDEX": pixels.index_type(labels),
@@ -205,13 +208,56 @@ def class_statistics(
             **label_arguments(labels, pixel_weight, features.shape[2:], ignore_index, nearest_exact),
             **chunks, **common, **anchors.arguments,
         )  # fmt: skip
-        block = min(32, triton.next_power_of_2(num_classes))
         run(
             forward.merge_statistics_kernel, (triton.cdiv(num_classes, block),),
             partials=partials, diagnostics=chunk_diagnostics, statistics=statistics, merged_diagnostics=diagnostics,
-            chunks=num_chunks, K=num_classes, KB=block, CB=16 if prototypes.dtype == torch.float64 else 32,
+            counters=counters, chunks=num_chunks, K=num_classes, KB=block, CB=16 if prototypes.dtype == torch.float64 else 32,
         )  # fmt: skip
-    return statistics, positive, diagnostics
+    return statistics, positive, diagnostics, counters
+
+
+def class_statistics(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Stage (i): as :func:`proac_cuda.reference.class_statistics`."""
+    return _statistics(*arguments)[:3]
+
+
+def _class_block(num_classes: int) -> int:
+    """Classes of a program that sums over pixels or chunks. With 64, ptxas takes six seconds for `positive_sums_kernel`."""
+    return int(min(32, triton.next_power_of_2(num_classes)))
+
+
+def _sum_positives(
+    positive: Tensor,
+    labels: Tensor,
+    pixel_weight: Tensor | None,
+    statistics: Tensor,
+    counters: Tensor,
+    ignore_index: int,
+    negative_mean: bool,
+    nearest_exact: bool,
+    loss_of_sums: Tensor | None = None,
+    class_weight: Tensor | None = None,
+    pixel_anchor_weight: float = 0.0,
+    reduction: int = NONE,
+) -> Tensor:
+    """Stage (ii); where ``loss_of_sums`` is given, the loss is written to it. ``counters`` are 0."""
+    num_classes = statistics.shape[1]
+    pixels = Pixels(1, positive.numel(), [])
+    block, classes = 128, _class_block(num_classes)
+    chunks = pixels.chunks(block, tiles.MAX_CHUNKS)
+    num_chunks = max(1, triton.cdiv(chunks["tiles"], chunks["tiles_per_chunk"]))
+    partials = statistics.new_empty(stages.NUM_POSITIVE_SUMS, num_chunks, num_classes)
+    sums = statistics.new_empty(stages.NUM_POSITIVE_SUMS, num_classes)
+    with _on(positive):
+        run(
+            loss.positive_sums_kernel, (num_chunks, triton.cdiv(num_classes, classes)),
+            positive=positive.contiguous(), statistics=statistics, class_weight=class_weight, partials=partials,
+            counters=counters, sums=sums, loss=loss_of_sums, P=pixels.per_image, **chunks,
+            **label_arguments(labels, pixel_weight, positive.shape[1:], ignore_index, nearest_exact),
+            alpha=pixel_anchor_weight, NEGATIVE_MEAN=negative_mean, PIXEL_ANCHOR=pixel_anchor_weight > 0,
+            REDUCTION=reduction, K=num_classes, KB=classes, BM=block, CB=32, INDEX=pixels.index_type(labels),
+        )  # fmt: skip
+    return sums
 
 
 def positive_sums(
@@ -225,24 +271,13 @@ def positive_sums(
 ) -> Tensor:
     """Stage (ii): as :func:`proac_cuda.reference.positive_sums`."""
     num_classes = statistics.shape[1]
-    pixels = Pixels(1, positive.numel(), [])
-    block, classes = 128, min(32, triton.next_power_of_2(num_classes))  # with 64, ptxas takes six seconds
-    chunks = pixels.chunks(block, tiles.MAX_CHUNKS)
-    num_chunks = max(1, triton.cdiv(chunks["tiles"], chunks["tiles_per_chunk"]))
-    partials = statistics.new_empty(stages.NUM_POSITIVE_SUMS, num_chunks, num_classes)
-    sums = statistics.new_empty(stages.NUM_POSITIVE_SUMS, num_classes)
-    with _on(positive):
-        run(
-            forward.positive_sums_kernel, (num_chunks, triton.cdiv(num_classes, classes)),
-            positive=positive.contiguous(), statistics=statistics, partials=partials, P=pixels.per_image, **chunks,
-            **label_arguments(labels, pixel_weight, positive.shape[1:], ignore_index, nearest_exact),
-            NEGATIVE_MEAN=negative_mean, K=num_classes, KB=classes, BM=block, INDEX=pixels.index_type(labels),
-        )  # fmt: skip
-        run(
-            prepare.merge_sums_kernel, (triton.cdiv(num_classes, classes),),
-            partials=partials, merged=sums, chunks=num_chunks, K=num_classes, KB=classes, CB=32,
-        )  # fmt: skip
-    return sums
+    counters = labels.new_zeros(1 + triton.cdiv(num_classes, _class_block(num_classes)), dtype=torch.int32)
+    options = ignore_index, negative_mean, nearest_exact
+    return _sum_positives(positive, labels, pixel_weight, statistics, counters, *options)
+
+
+def _new_loss(statistics: Tensor, reduction: int) -> Tensor:
+    return statistics.new_empty((statistics.shape[1],) if reduction == NONE else ())
 
 
 def reduce_loss(
@@ -253,15 +288,43 @@ def reduce_loss(
     reduction: int,
 ) -> Tensor:
     """Equations (4) and (6): the loss, () or (K,)."""
-    num_classes = statistics.shape[1]
-    loss = statistics.new_empty((num_classes,) if reduction == NONE else ())
+    result = _new_loss(statistics, reduction)
     with _on(statistics):
         run(
-            prepare.reduce_loss_kernel, (1,),
-            statistics=statistics.contiguous(), sums=sums.contiguous(), class_weight=class_weight, loss=loss,
-            alpha=pixel_anchor_weight, PIXEL_ANCHOR=pixel_anchor_weight > 0, REDUCTION=reduction, K=num_classes, KB=256,
+            loss.reduce_loss_kernel, (1,),
+            statistics=statistics.contiguous(), sums=sums.contiguous(), class_weight=class_weight, loss=result,
+            alpha=pixel_anchor_weight, PIXEL_ANCHOR=pixel_anchor_weight > 0, REDUCTION=reduction, K=statistics.shape[1],
         )  # fmt: skip
-    return loss
+    return result
+
+
+def loss_forward(
+    features: Tensor,
+    labels: Tensor,
+    pixel_weight: Tensor | None,
+    prototypes: Tensor,
+    class_weight: Tensor | None,
+    thresholds: Tensor | None,
+    rng_state: Tensor | None,
+    temperature: float,
+    ignore_index: int,
+    negative_mean: bool,
+    pixel_anchor_weight: float,
+    reduction: int,
+    hardest_negative: bool,
+    nearest_exact: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Stages (i) and (ii) and the reduction in one go: loss, statistics, sums, diagnostics, equal to the stages' to the bit."""
+    statistics, positive, diagnostics, counters = _statistics(
+        features, labels, pixel_weight, prototypes, thresholds, rng_state, temperature, ignore_index,
+        pixel_anchor_weight > 0, hardest_negative, nearest_exact,
+    )  # fmt: skip
+    result = _new_loss(statistics, reduction)
+    sums = _sum_positives(
+        positive, labels, pixel_weight, statistics, counters, ignore_index, negative_mean, nearest_exact,
+        result, class_weight, pixel_anchor_weight, reduction,
+    )  # fmt: skip
+    return result, statistics, sums, diagnostics
 
 
 def loss_gradients(

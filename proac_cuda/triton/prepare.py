@@ -1,13 +1,13 @@
-"""Small kernels over classes: unit prototypes, the coefficients of backward, and the reduction of class losses."""
+"""What a pass needs of the classes before it looks at pixels: unit prototypes; in backward the coefficients of (7) to (10)."""
 
 from __future__ import annotations
 
-import triton
 import triton.language as tl
 
-from .forward import PIXEL_LOSS_SUM, WEIGHT, contrast_log_z
+from .forward import WEIGHT
+from .loss import MEAN, REDUCED, contrast_log_z, over, total_weights
 from .pixels import kernel
-from .vectors import add_squares, norm_and_inverse, quotient, split
+from .vectors import add_squares, norm_and_inverse, split
 
 # Rows of the coefficients of backward, (5, K_PAD).
 POSITIVE_SCALE = tl.constexpr(0)  # A_k / W_k
@@ -17,76 +17,6 @@ CONTRAST = tl.constexpr(3)  # the log Z_k of (4) and (7)
 PIXEL_SCALE = tl.constexpr(4)  # alpha dL / sum_V w, the same for every class
 NUM_COEFFICIENTS = 5
 
-NONE = tl.constexpr(0)  # as in stages.py
-MEAN = tl.constexpr(1)
-
-
-@triton.jit
-def over(numerator, denominator):
-    """numerator / denominator, 0 where the denominator is 0."""
-    one = tl.full(denominator.shape, 1.0, denominator.dtype)
-    return tl.where(denominator == 0, 0.0, quotient(numerator, tl.where(denominator == 0, one, denominator)))
-
-
-@triton.jit
-def total_weights(statistics, class_weight, K: tl.constexpr, KB: tl.constexpr):
-    """Sum of c_k over the classes that are present, and sum_V w."""
-    REAL: tl.constexpr = statistics.dtype.element_ty
-    classes = tl.full((KB,), 0.0, REAL)
-    pixels = tl.full((KB,), 0.0, REAL)
-    for k0 in range(0, K, KB):
-        k = k0 + tl.arange(0, KB)
-        weight = tl.load(statistics + WEIGHT * K + k, mask=k < K, other=0.0)
-        c = tl.full((KB,), 0.0, REAL) + 1.0
-        if class_weight is not None:
-            c = tl.load(class_weight + k, mask=k < K, other=0.0)
-        classes += tl.where(weight > 0, c, 0.0)
-        pixels += weight
-    return tl.sum(classes, 0), tl.sum(pixels, 0)
-
-
-@kernel
-def reduce_loss_kernel(
-    statistics, sums, class_weight, loss, alpha: "fp64", PIXEL_ANCHOR: tl.constexpr, REDUCTION: tl.constexpr,
-    K: tl.constexpr, KB: tl.constexpr,
-):  # fmt: skip
-    """(4) and (6): the loss, one number or K of them. One program."""
-    REAL: tl.constexpr = statistics.dtype.element_ty
-    losses = tl.full((KB,), 0.0, REAL)
-    pixel_losses = tl.full((KB,), 0.0, REAL)
-    for k0 in range(0, K, KB):
-        k = k0 + tl.arange(0, KB)
-        weight = tl.load(statistics + WEIGHT * K + k, mask=k < K, other=0.0)
-        class_loss = over(tl.load(sums + k, mask=k < K, other=0.0), weight)
-        if class_weight is not None:
-            class_loss *= tl.load(class_weight + k, mask=k < K, other=0.0)
-        if REDUCTION == NONE:
-            tl.store(loss + k, class_loss, mask=k < K)
-        losses += class_loss
-        if PIXEL_ANCHOR:
-            pixel_losses += tl.load(statistics + PIXEL_LOSS_SUM * K + k, mask=k < K, other=0.0)
-    if REDUCTION != NONE:
-        classes, pixels = total_weights(statistics, class_weight, K, KB)
-        total = tl.sum(losses, 0)
-        if REDUCTION == MEAN:
-            total = over(total, classes)
-        if PIXEL_ANCHOR:
-            total += tl.full((), alpha, REAL) * over(tl.sum(pixel_losses, 0), pixels)
-        tl.store(loss, total)
-
-
-@kernel
-def merge_sums_kernel(partials, merged, chunks, K: tl.constexpr, KB: tl.constexpr, CB: tl.constexpr):
-    """:func:`proac_cuda.stages.merge_positive_sums` over the chunks, in their order."""
-    k = tl.program_id(0) * KB + tl.arange(0, KB)
-    for row in tl.static_range(2):
-        total = tl.full((KB,), 0.0, partials.dtype.element_ty)
-        for c0 in range(0, chunks, CB):
-            c = c0 + tl.arange(0, CB)
-            mask = (c < chunks)[:, None] & (k < K)[None, :]
-            total += tl.sum(tl.load(partials + (row * chunks + c)[:, None] * K + k[None, :], mask=mask, other=0.0), 0)
-        tl.store(merged + row * K + k, total, mask=k < K)
-
 
 @kernel
 def prepare_kernel(
@@ -94,7 +24,7 @@ def prepare_kernel(
     statistics, sums, class_weight, grad_loss, coefficients, alpha: "fp64", grad_stride,
     NEGATIVE_MEAN: tl.constexpr, PIXEL_ANCHOR: tl.constexpr, REDUCTION: tl.constexpr,
     K: tl.constexpr, D: tl.constexpr, K_PAD: tl.constexpr, D_PAD: tl.constexpr,
-    RB: tl.constexpr, DB: tl.constexpr, KB: tl.constexpr, INTERPRETED: tl.constexpr,
+    RB: tl.constexpr, DB: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """phat of RB classes, padded with zeros and in as many parts as its dtype needs; in backward also the coefficients."""
     REAL: tl.constexpr = prototypes.dtype.element_ty
@@ -122,7 +52,7 @@ def prepare_kernel(
     if norms is not None:
         tl.store(norms + k, norm, mask=k < K)
     if coefficients is not None:
-        classes, pixels = total_weights(statistics, class_weight, K, KB)
+        classes, pixels = total_weights(statistics, class_weight, K, REDUCED)
         weight = tl.load(statistics + WEIGHT * K + k, mask=k < K, other=0.0)
         upstream = tl.load(grad_loss + k * grad_stride, mask=k < K, other=0.0).to(REAL)
         a = tl.where(weight > 0, upstream, 0.0)  # A_k
