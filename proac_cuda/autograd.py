@@ -53,6 +53,10 @@ class Outputs(NamedTuple):
     rng_state: Tensor | None  #: int64 (2,), as shared by the ranks of the group; likewise
 
 
+#: Namespaces and device types whose backend has a kernel of its own for the op ``loss_forward``.
+HAVE_FORWARD: set[tuple[str, str]] = set()
+
+
 def tensors_and_options(*arguments: Any) -> tuple[Any, ...]:
     """The arguments of the op ``loss``, its options as one: autograd.Function and the stages pass them on together."""
     return *arguments[:NUM_TENSORS], Options(*arguments[NUM_TENSORS:])
@@ -131,7 +135,10 @@ def run_stages(
             options.ignore_index,
             options.nearest_exact,
         )
-    forward = ops.loss_forward if group is None else functools.partial(loss_forward, ops, group=group)
+    if group is None and (ops.name, features.device.type) in HAVE_FORWARD:
+        forward = ops.loss_forward
+    else:  # not through the op, which on small problems costs a tenth of a call
+        forward = functools.partial(loss_forward, ops, group=group)
     loss, statistics, sums, diagnostics = forward(
         features,
         labels,

@@ -207,6 +207,7 @@ def implement_stages(library: torch.library.Library, module: Any, dispatch_key: 
 def implement_forward(library: torch.library.Library, function: Callable[..., Any], dispatch_key: str) -> None:
     """Implement ``loss_forward`` by a function of the backend's own, in place of its stages one after the other."""
     library.impl("loss_forward", _without_autocast(function), dispatch_key)
+    autograd.HAVE_FORWARD.add((library.ns, dispatch_key.lower()))
 
 
 def _without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -218,5 +219,6 @@ def _without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _kernels = define_stages(KERNELS)
+autograd.HAVE_FORWARD.add((KERNELS, "cuda"))  # csrc/cuda/ops.cpp
 _reference = define_stages(REFERENCE)
 implement_stages(_reference, reference, "CompositeExplicitAutograd")

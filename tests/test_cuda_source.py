@@ -252,7 +252,7 @@ def public_backend(monkeypatch: pytest.MonkeyPatch) -> str:
     if not hasattr(torch.ops.proac_cuda_on_cpu, "class_statistics"):
         library = ops.define_stages("proac_cuda_on_cpu")
         ops.implement_stages(library, kernels, "CPU")
-        library.impl("loss_forward", kernels.loss_forward, "CPU")
+        ops.implement_forward(library, kernels.loss_forward, "CPU")
         public_backend_library.append(library)
     row = backends.Backend("cuda_on_cpu", "proac_cuda_on_cpu", "cpu", lambda device: None)
     monkeypatch.setitem(backends.BACKENDS, "cuda_on_cpu", row)
