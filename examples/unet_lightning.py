@@ -19,16 +19,13 @@ class Files(lightning.LightningDataModule):
     def prepare_data(self):  # stands for your files: images, and masks of classes with 255 where there is none
         self.folder = Path(tempfile.mkdtemp())
         for index in range(2 * STEPS):
-            Image.fromarray(np.random.randint(0, 255, (64, 64, 3), np.uint8)).save(self.folder / f"{index}_image.png")
-            Image.fromarray(np.random.randint(0, CLASSES, (64, 64), np.uint8)).save(self.folder / f"{index}_labels.png")
+            Image.fromarray(np.random.randint(0, 255, (64, 64, 3), np.uint8)).save(self.folder / f"image{index}.png")
+            Image.fromarray(np.random.randint(0, CLASSES, (64, 64), np.uint8)).save(self.folder / f"labels{index}.png")
 
     def train_dataloader(self):
-        parts, indices = ("image", "labels"), range(2 * STEPS)
-        pairs = [[np.array(Image.open(self.folder / f"{index}_{part}.png")) for part in parts] for index in indices]
-        data = [
-            (torch.from_numpy(image).movedim(-1, 0) / 255, torch.from_numpy(labels).long()) for image, labels in pairs
-        ]
-        return torch.utils.data.DataLoader(data, batch_size=2)
+        read = lambda name: torch.from_numpy(np.array(Image.open(self.folder / f"{name}.png")))  # noqa: E731
+        pairs = [(read(f"image{i}").movedim(-1, 0) / 255, read(f"labels{i}").long()) for i in range(2 * STEPS)]
+        return torch.utils.data.DataLoader(pairs, batch_size=2)
 
 
 class Segmenter(lightning.LightningModule):

@@ -1,4 +1,4 @@
-"""examples/segformer_transformers.py under Hugging Face's Trainer: on one process and on two, with accumulation; and resumed."""
+"""The example for Hugging Face's Trainer: on one process and on two, with accumulation."""
 
 from __future__ import annotations
 

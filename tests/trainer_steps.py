@@ -1,7 +1,7 @@
 """One step of Hugging Face's Trainer with examples/segformer_transformers.py, against gradients of its batches added by hand.
 
-Run by test_trainer.py, as one process or as several ranks: ``python trainer_steps.py EXAMPLE FOLDER ACCUMULATION``. Each rank leaves
-in FOLDER what the step changed, and the mean gradient of the batches that it saw.
+Run by test_trainer.py, as one process or as several ranks: ``python trainer_steps.py EXAMPLE FOLDER ACCUMULATION``. Each rank
+leaves in FOLDER what the step changed, and the mean gradient of the batches that it saw.
 """
 
 from __future__ import annotations
