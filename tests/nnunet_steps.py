@@ -1,6 +1,6 @@
 """examples/trainer_nnunet.py within nnU-Net: a data set planned, preprocessed, trained, resumed; and read by plain nnU-Net.
 
-Run by test_nnunet.py: ``python nnunet_steps.py EXAMPLE FOLDER``.
+Run by test_examples.py: ``python nnunet_steps.py EXAMPLE FOLDER``.
 """
 
 from __future__ import annotations

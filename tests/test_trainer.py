@@ -1,4 +1,4 @@
-"""The example for Hugging Face's Trainer: on one process and on two, with accumulation."""
+"""The example for Hugging Face's Trainer: on one process and on two, with accumulation; and resumed."""
 
 from __future__ import annotations
 
@@ -58,3 +58,8 @@ def test_lambda_is_that_of_the_mean_over_all_batches(ranks, accumulation, tmp_pa
             error = (change[name] - expected).norm().item()
             assert error <= 1e-4 * expected.norm().item() + 1e-6, name
     assert any("proac" in name for name in means[0])
+
+
+@pytest.mark.slow
+def test_resumed_as_the_page_says(tmp_path):
+    _run(HERE / "trainer_resume.py", EXAMPLE, tmp_path, folder=tmp_path)
