@@ -12,12 +12,18 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = {
-    "unet_smp": ["segmentation_models_pytorch"],
     "deeplab_torchvision": ["torchvision"],
+    "head_mmsegmentation": ["mmseg", "mmcv", "ftfy", "regex"],
     "segformer_transformers": ["transformers", "accelerate"],
+    "trainer_nnunet": ["nnunetv2", "nibabel"],
+    "unet3d_monai": ["monai", "ignite", "nibabel"],
     "unet_lightning": ["lightning", "segmentation_models_pytorch"],
-    "head_mmsegmentation": ["mmseg", "mmcv._ext"],
+    "unet_smp": ["segmentation_models_pytorch"],
+    "unet_torchgeo": ["torchgeo", "rasterio"],
+    "yolo_ultralytics": ["ultralytics"],
 }
+# classes for a framework that is configured elsewhere: run by one of these
+STEPS = {"head_mmsegmentation": "mmseg_steps", "trainer_nnunet": "nnunet_steps"}
 
 
 def _missing(package: str) -> bool:
@@ -30,7 +36,7 @@ def _missing(package: str) -> bool:
 def test_each_example_is_here_and_short():
     examples = {path.stem: path for path in (ROOT / "examples").glob("*.py")}
     assert examples.keys() == PACKAGES.keys()
-    assert all(len(path.read_text().splitlines()) < 40 for path in examples.values())
+    assert all(len(path.read_text().splitlines()) < 50 for path in examples.values())
 
 
 @pytest.mark.slow
@@ -38,16 +44,17 @@ def test_each_example_is_here_and_short():
 def test_example_runs(name, tmp_path):
     missing = [package for package in PACKAGES[name] if _missing(package)]
     if missing:
-        pytest.skip(f"not installed: {', '.join(missing)}; pip install '.[examples]'")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+        pytest.skip(f"not installed: {', '.join(missing)}; pip install '.[frameworks]'")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "YOLO_CONFIG_DIR": str(tmp_path)}
+    environment.pop("PYTEST_CURRENT_TEST", None)  # where it stands ultralytics writes into its own folder
+    command = [ROOT / "examples" / f"{name}.py"]
+    if name in STEPS:
+        command = [ROOT / "tests" / f"{STEPS[name]}.py", *command, tmp_path]
     ran = subprocess.run(
-        [sys.executable, ROOT / "examples" / f"{name}.py"],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
+        [sys.executable, *command], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    if name != "head_mmsegmentation":  # which only defines a head
-        assert "loss" in ran.stdout and "nan" not in ran.stdout
+    assert "loss" in ran.stdout + ran.stderr and "nan" not in ran.stdout
+    if name == "yolo_ultralytics":
+        checkpoints = list(tmp_path.rglob("last.pt"))
+        assert checkpoints and all(b"proac_cuda" not in path.read_bytes() for path in checkpoints)
