@@ -103,6 +103,7 @@ def opencv_rows() -> list[Row]:
 
 def kornia_rows() -> list[Row]:
     import kornia.augmentation as K
+    from kornia.constants import DataKey
 
     def run(transform, labels, **options):
         mask = torch.from_numpy(labels)[None, None]
@@ -110,16 +111,14 @@ def kornia_rows() -> list[Row]:
         return both(torch.zeros(1, 3, *labels.shape), mask)[1][0, 0]
 
     def rotate(labels, **fill):
-        return run(K.RandomRotation((45.0, 45.0), p=1.0), labels, **fill)
+        if not fill:
+            return run(K.RandomRotation((45.0, 45.0), p=1.0), labels)
+        turn = K.RandomAffine((45.0, 45.0), p=1.0, padding_mode="fill", fill_value=torch.zeros(3))
+        return run(turn, labels, extra_args={DataKey.MASK: {"resample": "nearest", "align_corners": False, **fill}})
 
-    return [
-        Row(
-            version("kornia"),
-            "kornia `Resize`, `RandomRotation`",
-            lambda labels, size: run(K.Resize(size), labels),
-            rotate,
-        )
-    ]
+    name, fill = "kornia `Resize`, `RandomRotation`", {"fill_value": torch.tensor([255.0])}
+    text = '`RandomAffine(padding_mode="fill")`, `extra_args={DataKey.MASK: {"fill_value": tensor([255.0]), ...}}`'
+    return [Row(version("kornia"), name, lambda labels, size: run(K.Resize(size), labels), rotate, fill, text)]
 
 
 def albumentations_rows() -> list[Row]:
@@ -273,7 +272,7 @@ def line(row: Row) -> str:
         cells.append(f"**{default}**" if default == 0 else str(default))
         if row.fill:
             assert corner(row.rotate, row.fill) == IGNORED, row.name
-        cells.append(row.fill_text or "no way")
+        cells.append(row.fill_text or "no option")
     cells += [dtype_after(row, dtype) for dtype in DTYPES]
     return f"| {' | '.join(cells)} |"
 

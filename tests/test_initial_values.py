@@ -364,7 +364,7 @@ def test_another_number_of_classes(strict, assign):
 
 
 def test_from_pretrained_itself(tmp_path):
-    transformers = pytest.importorskip("transformers", reason="pip install '.[examples]'")
+    transformers = pytest.importorskip("transformers", reason="pip install '.[frameworks]'")
 
     class Config(transformers.PretrainedConfig):
         model_type = "proac_test"
