@@ -2,7 +2,8 @@
 
     python tests/cuda_plans.py [D ...]
 
-asks the launchers themselves, built for the CPU. ``features``: bytes of features on their way to a multiprocessor, at most;
+asks the launchers themselves, built for the CPU; ``TILES`` is what they are expected to say.
+``features``: bytes of features on their way to a multiprocessor, at most;
 ``prototypes``: bytes of prototypes read over the features' bytes, for tiles that are whole.
 """
 
@@ -17,6 +18,35 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from benchmarks.nvcc_facts import MACHINES  # noqa: E402
 
 STAGES = ("forward", "backward", "backward, learnable")
+
+# Pixels of a tile and blocks on a multiprocessor at D = 256, forward and backward, by compute capability (80: 163 KB of shared
+# memory, 90: 227 KB, 120: 99 KB), dtype and K. All of a pixel's channels lie in its block's tile.
+TILES = {
+    (80, "bfloat16", 19): ((128, 2), (64, 2)),  # backward keeps the prototypes too: 128 pixels would leave them no room
+    (80, "bfloat16", 64): ((256, 1), (256, 1)),  # two tiles of 128 leave no room for two stages of prototypes
+    (80, "bfloat16", 150): ((256, 1), (256, 1)),
+    (80, "bfloat16", 256): ((128, 1), (128, 1)),  # S of 16 pixels fills the registers
+    (80, "float32", 19): ((64, 2), (64, 2)),
+    (80, "float32", 64): ((64, 2), (64, 2)),
+    (80, "float32", 150): ((128, 1), (128, 1)),
+    (80, "float32", 256): ((64, 1), (128, 1)),  # forward's sums of 256 classes for 8 warps take 32 KB more
+    (90, "bfloat16", 19): ((128, 2), (128, 2)),
+    (90, "bfloat16", 64): ((128, 2), (128, 2)),
+    (90, "bfloat16", 150): ((256, 1), (256, 1)),
+    (90, "bfloat16", 256): ((128, 1), (128, 1)),
+    (90, "float32", 19): ((64, 2), (64, 2)),
+    (90, "float32", 64): ((64, 2), (64, 2)),
+    (90, "float32", 150): ((128, 1), (128, 1)),
+    (90, "float32", 256): ((128, 1), (128, 1)),
+    (120, "bfloat16", 19): ((64, 2), (64, 2)),
+    (120, "bfloat16", 64): ((128, 1), (128, 1)),
+    (120, "bfloat16", 150): ((128, 1), (128, 1)),
+    (120, "bfloat16", 256): ((64, 1), (64, 1)),
+    (120, "float32", 19): ((32, 2), (32, 2)),
+    (120, "float32", 64): ((32, 2), (32, 2)),
+    (120, "float32", 150): ((64, 1), (64, 1)),
+    (120, "float32", 256): ((64, 1), (64, 1)),
+}
 
 
 def plan(

@@ -58,6 +58,27 @@ def test_pixel_counts(spatial: tuple[int, ...], batch: int) -> None:
     compare(make_case(torch.float32, 8, 3, spatial=spatial, batch=batch, layout="channels_last"))
 
 
+@pytest.mark.parametrize("first", [0, 1, 2, 3])
+@pytest.mark.parametrize("layout", ["planes", "channels_last"])
+@pytest.mark.parametrize("dtype", TYPES[:3])
+@pytest.mark.parametrize("channels,num_classes,pixels", [(72, 19, 289), (70, 19, 130), (67, 40, 147), (33, 150, 300)])
+def test_rows_that_begin_anywhere(
+    dtype: torch.dtype, channels: int, num_classes: int, pixels: int, layout: str, first: int
+) -> None:
+    """Numbers of pixels or channels that are odd, or even but no whole 16 bytes; a base that is off by some elements; images
+    that follow each other at an odd distance; NaN all around. Whole tiles, a last one, and a last stage of channels."""
+    case = make_case(dtype, channels, num_classes, spatial=(pixels,), batch=2)
+    x = case["features"]
+    if layout == "channels_last":
+        x = x.movedim(1, -1)
+    around = torch.full((2, x[0].numel() + 5), torch.nan, dtype=dtype)
+    inside = around[:, first : first + x[0].numel()].unflatten(1, x.shape[1:])
+    inside.copy_(x)
+    case["features"] = inside.movedim(-1, 1) if layout == "channels_last" else inside
+    assert case["features"].data_ptr() % 16 == around.data_ptr() % 16 + first * x.element_size()
+    compare(case)
+
+
 LIMITS = [
     (227 << 10, 132),
     (163 << 10, 1),
@@ -92,6 +113,15 @@ def test_plans_for_many_classes(
     for stage in (0, 1):
         row = plan(machine, dtype, 256, num_classes, stage)
         assert row["pixels"] == pixels and row["threads"] == 256 and row["prototypes"] <= most[stage], row
+
+
+def test_plans_by_architecture() -> None:
+    from cuda_plans import TILES, plan
+
+    for (machine, dtype, num_classes), tiles in TILES.items():
+        for stage, tile in enumerate(tiles):
+            row = plan(machine, dtype, 256, num_classes, stage)
+            assert (row["pixels"], row["blocks"]) == tile, (machine, dtype, num_classes, stage, row)
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

@@ -19,7 +19,6 @@ enum class Barrier : int {
   // positive_sums.cu
   terms_are_free,
   terms_are_written,
-  sums_are_merged,
   // select_negatives.cu
   warps_have_counted,
   bin_is_found,

@@ -14,6 +14,7 @@
 //   fast_fragment.cuh        operands of the tensor cores, and their products
 //   fast_similarities.cuh    S of a tile: the loop that both kernels begin with
 //   fast_statistics.cuh      the kernel of stage (i)
+//   fast_coefficients.cuh    dL/dS of a tile, from S
 //   fast_gradients.cuh       the kernel of stage (iii); fast_prototypes.cuh its part for the prototypes' gradient
 #pragma once
 #include <type_traits>

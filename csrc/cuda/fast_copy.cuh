@@ -16,7 +16,7 @@ class FeatureCopy {
 
  public:
   __device__ __forceinline__ FeatureCopy(const FastArguments& a, const TilePlace& place, SharedAddress tile)
-      : a_(a), place_(place), tile_(tile), channels_left_(static_cast<int>(a.features.channels)) {
+      : a_(a), place_(place), channels_left_(static_cast<int>(a.features.channels)) {
     const Features& x = a.features;
     TileLayout<T, kRows> layout = tile_layout<T, kRows>(a.plan);
     unsigned t = anew(threadIdx.x);
@@ -39,8 +39,9 @@ class FeatureCopy {
       stage_to_ = S::kStage * layout.pitch * S::kSize;
     }
     to_ = tile + layout(pixel, channel) * S::kSize;
-    first_ = static_cast<const T*>(x.data) + place.image * x.stride_batch + place.first * x.stride_pixel;
-    from_ = reinterpret_cast<const char*>(first_ + channel * x.stride_channel + pixel * x.stride_pixel);
+    const T* first = static_cast<const T*>(x.data) + place.image * x.stride_batch + place.first * x.stride_pixel;
+    from_ = reinterpret_cast<const char*>(first + channel * x.stride_channel + pixel * x.stride_pixel);
+    nowhere_ = reinterpret_cast<const char*>(reinterpret_cast<uintptr_t>(first) & ~uintptr_t(15));
     stage_from_ = S::kStage * x.stride_channel * S::kSize;
     full_ = place.pixels == a.plan.tile_pixels;
     keep<S::kKeep>(pass_to_), keep<S::kKeep>(pass_from_), keep<S::kKeep>(stage_from_);
@@ -48,63 +49,87 @@ class FeatureCopy {
 
   // The next stage. What lies outside the image, or beyond the last channel, is zero.
   __device__ __forceinline__ void next() {
+    bool whole = full_ && channels_left_ >= S::kStage;
     if (!a_.plan.aligned) {
-      copy_elements();
-    } else if (full_ && channels_left_ >= S::kStage) {
+      copy_unaligned(whole);
+    } else if (whole) {
 #pragma unroll
       for (int pass = 0; pass < kPasses; ++pass) copy_async<16>(to_ + pass * pass_to_, from_ + pass * pass_from_);
     } else {
-      int along = kRows ? place_.pixels : channels_left_, across = kRows ? channels_left_ : place_.pixels;
-      int bytes = (across - across_) * S::kSize;
-      bytes = bytes < 0 ? 0 : bytes < 16 ? bytes : 16;
 #pragma unroll
-      for (int pass = 0; pass < kPasses; ++pass) {
-        int exist = along_ + pass * pass_ < along ? bytes : 0;
-        copy_async<16>(to_ + pass * pass_to_, exist ? from_ + pass * pass_from_ : reinterpret_cast<const char*>(first_),
-                       exist);
-      }
+      for (int pass = 0; pass < kPasses; ++pass) copy_piece<16>(pass, bytes_of(pass));
     }
-    to_ = to_ + stage_to_, from_ += stage_from_, channels_left_ -= S::kStage, first_channel_ += S::kStage;
+    to_ = to_ + stage_to_, from_ += stage_from_, channels_left_ -= S::kStage;
   }
 
  private:
-  // Element by element: float32 asynchronously; of 16-bit numbers eight are on their way to a thread's registers at a time.
-  __device__ __forceinline__ void copy_elements() {
-    const Features& x = a_.features;
-    TileLayout<T, kRows> layout = tile_layout<T, kRows>(a_.plan);
-    constexpr int kEach = S::kFragments * S::kStage / 2, kTogether = kEach < 8 ? kEach : 8;  // elements of a thread
+  // Of the 16 bytes of a pass, those that exist.
+  __device__ __forceinline__ int bytes_of(int pass) const {
+    int along = kRows ? place_.pixels : channels_left_, across = kRows ? channels_left_ : place_.pixels;
+    int bytes = (across - across_) * S::kSize;
+    bytes = bytes < 0 ? 0 : bytes < 16 ? bytes : 16;
+    return along_ + pass * pass_ < along ? bytes : 0;
+  }
+  // The 16 bytes of a pass, kBytes at a time. What does not exist is not read, wherever it would lie.
+  template <int kBytes>
+  __device__ __forceinline__ void copy_piece(int pass, int exist) {
+    SharedAddress to = to_ + pass * pass_to_;
+    const char* from = from_ + pass * pass_from_;
+#pragma unroll
+    for (int at = 0; at < 16; at += kBytes) {
+      int bytes = exist - at < 0 ? 0 : exist - at < kBytes ? exist - at : kBytes;
+      copy_async<kBytes>(to + at, bytes ? from + at : nowhere_, bytes);
+    }
+  }
+
+  // Rows of an odd number of pixels, for one: each 16 bytes of the tile come by copies as wide as the address allows, which in planes
+  // is the same for all of a thread's. 16-bit numbers that lie between words pass through registers, two at a time.
+  __device__ __forceinline__ void copy_unaligned(bool whole) {
+    int offset = static_cast<int>(reinterpret_cast<uintptr_t>(from_) & 15);
+    if (kRows) offset |= static_cast<int>(pass_from_ & 15);
+    if (S::kSize == 2 && offset & 2)
+      copy_between_words(whole);
+    else if (offset & 4)
+      copy_by<4>();
+    else if (offset & 8)
+      copy_by<8>();
+    else
+      copy_by<16>();
+  }
+  template <int kBytes>
+  __device__ __forceinline__ void copy_by() {
 #pragma unroll 1
-    for (int first = threadIdx.x; first < S::kStage << a_.plan.tile_shift; first += kTogether * blockDim.x) {
-      T value[kTogether];
+    for (int pass = 0; pass < kPasses; ++pass) copy_piece<kBytes>(pass, bytes_of(pass));
+  }
+  __device__ __forceinline__ void copy_between_words(bool whole) {
+    uint4 piece[kPasses];
 #pragma unroll
-      for (int u = 0; u < kTogether; ++u) {
-        int i = first + u * blockDim.x, shift = a_.plan.tile_shift;
-        int pixel = kRows ? i / S::kStage : i & ((1 << shift) - 1), channel = kRows ? i % S::kStage : i >> shift;
-        bool inside = pixel < place_.pixels && channel < channels_left_;
-        const T* from = first_ + (first_channel_ + channel) * x.stride_channel + pixel * x.stride_pixel;
-        if constexpr (S::kSize == 4)
-          copy_async<4>(tile_ + layout(pixel, first_channel_ + channel) * 4, inside ? from : first_, inside ? 4 : 0);
-        else
-          value[u] = inside ? *from : narrow<T>(0.f);
-      }
-      if constexpr (S::kSize == 2) {
+    for (int pass = 0; pass < kPasses; ++pass) {
+      const char* from = from_ + pass * pass_from_;
+      auto one = [&](int at) -> uint32_t { return *reinterpret_cast<const uint16_t*>(from + at); };
+      auto two = [&](int at) { return *reinterpret_cast<const uint32_t*>(from + at); };
+      if (whole && (!kRows || reinterpret_cast<uintptr_t>(from) & 2)) {
+        uint32_t first = one(0), a = two(2), b = two(6), c = two(10), last = one(14);
+        piece[pass] = {a << 16 | first, b << 16 | a >> 16, c << 16 | b >> 16, last << 16 | c >> 16};
+      } else {
+        int exist = bytes_of(pass);
+        uint32_t word[4];
 #pragma unroll
-        for (int u = 0; u < kTogether; ++u) {
-          int i = first + u * blockDim.x, shift = a_.plan.tile_shift;
-          int pixel = kRows ? i / S::kStage : i & ((1 << shift) - 1), channel = kRows ? i % S::kStage : i >> shift;
-          store_shared(tile_ + layout(pixel, first_channel_ + channel) * 2, value[u]);
-        }
+        for (int i = 0; i < 4; ++i)
+          word[i] = (4 * i < exist ? one(4 * i) : 0u) | (4 * i + 2 < exist ? one(4 * i + 2) : 0u) << 16;
+        piece[pass] = {word[0], word[1], word[2], word[3]};
       }
     }
+#pragma unroll
+    for (int pass = 0; pass < kPasses; ++pass) store_shared(to_ + pass * pass_to_, piece[pass]);
   }
 
   const FastArguments& a_;
   const TilePlace& place_;
-  SharedAddress tile_, to_;
-  const T* first_;
-  const char* from_;
+  SharedAddress to_;
+  const char *from_, *nowhere_;
   int64_t pass_from_, stage_from_;
-  int pass_to_, stage_to_, pass_, along_, across_, channels_left_, first_channel_ = 0;
+  int pass_to_, stage_to_, pass_, along_, across_, channels_left_;
   bool full_;
 };
 

@@ -20,6 +20,30 @@ namespace {
 
 constexpr int kMostChannels = 1024, kMostClasses = 256, kMostSlots = 4, kMostBlocks = 2048;
 
+// Pixels of a tile, and how many such blocks share a multiprocessor, in the order of preference: a call takes the first that its
+// kernel's registers hold and that fits the GPU's shared memory.
+struct Tile {
+  int pixels, blocks;
+};
+constexpr Tile kTiles[] = {
+    {128, 2},  // 16 bits, up to 64 classes: one block copies while the other multiplies
+    {256, 1},  // 16 bits, up to 176 classes, 32 pixels a warp: each prototype that is read serves the most pixels
+    {64, 2},   // float32, up to 64 classes; 16 bits and 24 classes where 128 pixels are too large
+    {128, 1},  // float32 and more than 64 classes, or any features and more than 176: 8 warps of 16 pixels
+    {32, 2},   // float32, up to 64 classes, on GPUs of 99 KB
+    {64, 1},   // many classes on GPUs of 99 KB
+    {16, 2},   // from here on: many channels
+    {32, 1},  {16, 1},
+};
+constexpr bool most_pixels_first() {
+  for (int i = 1; i < static_cast<int>(sizeof kTiles / sizeof *kTiles); ++i) {
+    int before = kTiles[i - 1].pixels * kTiles[i - 1].blocks, now = kTiles[i].pixels * kTiles[i].blocks;
+    if (before < now || (before == now && kTiles[i - 1].blocks <= kTiles[i].blocks)) return false;
+  }
+  return true;
+}
+static_assert(most_pixels_first(), "the most pixels on a multiprocessor; as many in two blocks rather than in one");
+
 int round_up(int64_t n, int multiple) { return static_cast<int>((n + multiple - 1) / multiple * multiple); }
 
 // What a plan takes from the kernel that runs.
@@ -86,6 +110,7 @@ bool plan_fast(const Features& x, int64_t num_classes, FastStage stage, FastPlan
   Constants kernel = is_float ? constants_of<float>(eights) : constants_of<__half>(eights);
   p.classes = with_eights(eights, [](auto n) { return 8 * decltype(n)::value; });
   p.pixels_first = x.stride_channel == 1 && x.stride_pixel != 1;
+  if (!p.pixels_first && x.stride_pixel != 1 && x.pixels > 1) return false;
   // a product's classes: 8, and as what is summed over 16 of 16-bit numbers
   p.rows = round_up(num_classes, backward && !is_float ? 16 : 8);
   p.stages = (static_cast<int>(x.channels) + kernel.stage_channels - 1) / kernel.stage_channels;
@@ -93,16 +118,15 @@ bool plan_fast(const Features& x, int64_t num_classes, FastStage stage, FastPlan
   p.channels = p.stages * kernel.stage_channels;
   if (backward && p.channels % 16) p.channels += 16 - p.channels % 16;  // the prototypes' gradient takes 16 at a time
   p.aligned = is_aligned(x, p.pixels_first);
-  // the most pixels on a multiprocessor, in as many blocks as are wanted where fewer would not hold more
-  int most = 0, resident = kernel.blocks * kernel.most_pixels;
-  FastPlan found;
-  for (int blocks = kernel.wanted; blocks >= 1; --blocks)
-    for (int pixels = kernel.most_pixels; pixels >= 16 * kernel.fragments; pixels /= 2)
-      if (blocks * pixels <= resident && blocks * pixels > most &&
-          fit(p, x, num_classes, stage, kernel, pixels, limit / blocks))
-        most = blocks * pixels, found = p;
-  if (!most) return false;
-  p = found;
+  int resident = kernel.blocks * kernel.most_pixels;  // pixels that registers allow
+  bool found = false;
+  for (const Tile& tile : kTiles) {
+    bool allowed = tile.pixels >= 16 * kernel.fragments && tile.pixels <= kernel.most_pixels &&
+                   tile.blocks <= kernel.wanted && tile.pixels * tile.blocks <= resident;
+    found = allowed && fit(p, x, num_classes, stage, kernel, tile.pixels, limit / tile.blocks);
+    if (found) break;
+  }
+  if (!found) return false;
   p.tiles_per_image = (x.pixels + p.tile_pixels - 1) / p.tile_pixels;
   int64_t tiles = p.tiles_per_image * x.batch;
   if (tiles > INT32_MAX - kMostBlocks) return false;  // 2^35 pixels

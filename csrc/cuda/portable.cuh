@@ -125,8 +125,11 @@ __device__ __forceinline__ V load_shared(SharedAddress p, int offset = 0) {
 }
 template <class V>
 __device__ __forceinline__ void store_shared(SharedAddress p, V v) {
-  static_assert(sizeof(V) == 2 || sizeof(V) == 4, "a word, or half of one");
-  if constexpr (sizeof(V) == 2)
+  static_assert(sizeof(V) == 2 || sizeof(V) == 4 || sizeof(V) == 16, "half a word, a word, or four");
+  if constexpr (sizeof(V) == 16)
+    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(p), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
+                 : "memory");
+  else if constexpr (sizeof(V) == 2)
     asm volatile("st.shared.b16 [%0], %1;" ::"r"(p), "h"(*reinterpret_cast<uint16_t*>(&v)) : "memory");
   else
     asm volatile("st.shared.b32 [%0], %1;" ::"r"(p), "r"(*reinterpret_cast<uint32_t*>(&v)) : "memory");

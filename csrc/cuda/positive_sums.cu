@@ -81,9 +81,7 @@ __global__ void __launch_bounds__(kSumThreads, 1) positive_sums_kernel(PositiveS
     for (int i = threadIdx.x; i < size; i += kSumThreads)
       (whole ? static_cast<C*>(a.sums) : rows)[i] = sum_rows(rows + i, static_cast<int64_t>(step) * size, count);
   });
-  if (!done || !job.loss.loss) return;
-  SYNC_THREADS(sums_are_merged);
-  loss_of_sums(job.loss, scratch);
+  if (done && job.loss.loss) loss_of_sums(job.loss, scratch);  // each thread reads the sums that it wrote
 }
 
 template <class C>
