@@ -78,7 +78,7 @@ class Cell(NamedTuple):
 def stage_launches(
     compiler: object, cell: Cell, size: tuple[int, int, int] = (2, 32, 64), label_size: tuple[int, int] = (32, 64)
 ) -> None:
-    """Every stage once, as a step with learnable prototypes would launch it; ``size`` is (B, h, w) of the features."""
+    """A step with learnable prototypes, and the stages that ranks run one by one; ``size`` is (B, h, w) of the features."""
     from triton_offline import instead_of_launching
 
     from proac_cuda.triton import launch
@@ -99,6 +99,7 @@ def stage_launches(
     pixels, more = (features, labels, weight), cell.everything
     with instead_of_launching(compiler):
         launch.select_negatives(*pixels, rng_state, 100, classes, 255)
+        launch.loss_forward(*pixels, prototypes, class_weight, *sets, 0.1, 255, more, alpha, 1, more)
         launch.class_statistics(*pixels, prototypes, *sets, 0.1, 255, more, more)
         launch.positive_sums(positive, labels, weight, statistics, 255, more)
         launch.reduce_loss(statistics, sums, class_weight, alpha, 1)
