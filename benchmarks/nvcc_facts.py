@@ -166,6 +166,7 @@ def _launches() -> dict[tuple[int, str], tuple[int, int]]:
     except ImportError:  # no g++, or no pybind11: the launchers cannot be asked
         return {}
     found = {}
+    module.take_launches()  # those of whoever used the module before in this process
     for architecture, (*_, limit) in MACHINES.items():
         module.set_options(shared_limit=limit)
         for type_, classes in ((t, k) for t in ("float16", "bfloat16", "float32") for k in (19, 64, 150)):

@@ -64,11 +64,16 @@ def op_cp(instruction: Instruction) -> Step:
             sources = locate(run, from_address, "global", size, False)
         else:
             sources = active(run, from_address.astype(np.int64))
-            if (count > 0).any():  # only the bytes that are read are checked and counted
+            if (sources[count > 0] & (size - 1)).any():
+                raise Fault(f"misaligned {size}-byte cp.async")
+            for part in np.unique(count[count > 0]):  # only the bytes that are read are checked and counted
                 reading = np.zeros(run.size, bool)
-                reading[group.index[count > 0]] = True
+                reading[group.index[count == part]] = True
                 run.set_group(reading)
-                locate(run, spread(run, from_address), "global", size, False)
+                begin, width = spread(run, from_address), 1 << (int(part).bit_length() - 1)
+                locate(run, begin, "global", width, False)
+                for offset in range(width, int(part)):  # of the same request
+                    locate(run, begin + offset, "global", 1, False, quiet=True)
                 run.group = group
         poison(run, targets, size)
         run.copies.append(Copy(group.index, targets, sources, size, count, run.copy_group[group.index]))
