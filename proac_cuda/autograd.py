@@ -135,11 +135,7 @@ def run_stages(
             options.ignore_index,
             options.nearest_exact,
         )
-    if group is None and (ops.name, features.device.type) in HAVE_FORWARD:
-        forward = ops.loss_forward
-    else:  # not through the op, which on small problems costs a tenth of a call
-        forward = functools.partial(loss_forward, ops, group=group)
-    loss, statistics, sums, diagnostics = forward(
+    arguments = (
         features,
         labels,
         pixel_weight,
@@ -155,6 +151,10 @@ def run_stages(
         options.hardest_negative,
         options.nearest_exact,
     )
+    if group is None and (ops.name, features.device.type) in HAVE_FORWARD:
+        loss, statistics, sums, diagnostics = ops.loss_forward(*arguments)
+    else:  # not through the op, which on small problems costs a tenth of a call
+        loss, statistics, sums, diagnostics = loss_forward(ops, *arguments, group)
     if has_values(diagnostics) and looks_at_values(features.device):
         # after the exchange between ranks, so that none waits for one that raises
         raise_for_values(diagnostics, class_weight, prototypes, RuntimeError if options.compiled else ValueError)
