@@ -29,7 +29,7 @@ class Row(NamedTuple):
 
     version: str
     name: str
-    resize: Callable[[np.ndarray, tuple[int, int]], Any] | None
+    resize: Callable[[np.ndarray, tuple[int, int]], Any]
     rotate: Callable[..., Any] | None = None
     fill: dict[str, Any] = {}  # what makes it fill with 255
     fill_text: str = ""
@@ -255,9 +255,7 @@ def corner(rotate: Callable[..., Any], fill: dict[str, Any]) -> int:
 def dtype_after(row: Row, dtype: str) -> str:
     """What a map of that type comes back as; a dash where it raises."""
     try:
-        if row.resize is not None:
-            result = row.resize(np.ones((20, 20), dtype), (5, 5))
-        return str(np.asarray(result).dtype)
+        return str(np.asarray(row.resize(np.ones((20, 20), dtype), (5, 5))).dtype)
     except (TypeError, RuntimeError, ValueError, NotImplementedError):
         return "raises"
 

@@ -24,7 +24,7 @@ from ..problems import Inputs, Problem
 from ..timing import CpuClock
 from .data import SegmentationDataset, Splits, to_tensor
 from .progress import progress_of
-from .report import Runs, draw, score_table, write_json
+from .report import BASELINE, Runs, draw, score_table, write_json
 from .sphere import Sphere, draw_sphere, save_animation
 from .train import TrainConfig, TrainResult, train
 
@@ -172,14 +172,14 @@ def run_demo(
     runs: Runs = {}
     plain, lambda_ = replace(config, proac_weight=0.0), config.proac_weight
     with_proac = f"cross-entropy + {lambda_:g} ProAC"
-    for number, (name, run_config) in enumerate((("cross-entropy", plain), (with_proac, config)), start=2):
+    for number, (name, run_config) in enumerate(((BASELINE, plain), (with_proac, config)), start=2):
         with phase(number, f"{config.iterations} training steps of {name}", console):  # noqa: SIM117
             with progress_of(name, config.iterations, console) as on_step:
                 runs[name] = [train(run_config, data, on_step)]
     output.mkdir(parents=True, exist_ok=True)
     with phase(4, "the pictures: predictions, and embeddings on a sphere", console):
         draw(runs, data, output / "predictions.png")
-        sphere = sphere_of(runs["cross-entropy"][0], data, sphere_steps)
+        sphere = sphere_of(runs[BASELINE][0], data, sphere_steps)
         draw_sphere(sphere, output / "sphere.png")
         save_animation(sphere, output / "sphere.gif")
         write_json(runs, data.train.class_names, output / "metrics.json")

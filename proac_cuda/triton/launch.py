@@ -186,7 +186,7 @@ def _statistics(
     partials = new(num_chunks, forward.NUM_PARTIALS.value, num_classes)
     chunk_diagnostics = new(num_chunks, 4, dtype=torch.int64)
     block = _class_block(num_classes)
-    counters = new(1 + triton.cdiv(num_classes, block), dtype=torch.int32)
+    counters = new(_num_counters(num_classes), dtype=torch.int32)
     common = {
         "features": features, "inverse_temperature": 1 / temperature, "strides": pixels.strides[0],
         "P": pixels.per_image, "PRECISION": _precision(arch, features.dtype), "INDEX": pixels.index_type(labels),
@@ -224,6 +224,11 @@ def class_statistics(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 def _class_block(num_classes: int) -> int:
     """Classes of a program that sums over pixels or chunks. With 64, ptxas takes six seconds for `positive_sums_kernel`."""
     return int(min(32, triton.next_power_of_2(num_classes)))
+
+
+def _num_counters(num_classes: int) -> int:
+    """Of stage (ii): one for each block of classes, and one for the blocks."""
+    return 1 + int(triton.cdiv(num_classes, _class_block(num_classes)))
 
 
 def _sum_positives(
@@ -271,7 +276,7 @@ def positive_sums(
 ) -> Tensor:
     """Stage (ii): as :func:`proac_cuda.reference.positive_sums`."""
     num_classes = statistics.shape[1]
-    counters = labels.new_zeros(1 + triton.cdiv(num_classes, _class_block(num_classes)), dtype=torch.int32)
+    counters = labels.new_zeros(_num_counters(num_classes), dtype=torch.int32)
     options = ignore_index, negative_mean, nearest_exact
     return _sum_positives(positive, labels, pixel_weight, statistics, counters, *options)
 
