@@ -33,7 +33,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
-CPU_SOURCES = ["csrc/ops.cpp", "csrc/cpu/stages.cpp", "csrc/cpu/select.cpp", "csrc/cpu/dispatch.cpp"]
+CPU_SOURCES = ["csrc/ops.cpp", *(f"csrc/cpu/{name}.cpp" for name in ("stages", "gradient_stage", "select", "dispatch"))]
 AVX512_FLAGS = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"]
 ISA_FLAGS = {
     "csrc/cpu/isa_baseline.cpp": [],

@@ -81,7 +81,7 @@ def stage_launches(
     """A step with learnable prototypes, and the stages that ranks run one by one; ``size`` is (B, h, w) of the features."""
     from triton_offline import instead_of_launching
 
-    from proac_cuda.triton import launch
+    from proac_cuda.backends.triton import launch
 
     dtype, classes = getattr(torch, cell.dtype), cell.classes
     real = torch.float64 if dtype == torch.float64 else torch.float32

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 import proac_cuda
-from proac_cuda.extension import build_info
+from proac_cuda.backends.extension import build_info
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU_FLAGS = re.compile(r"avx|amx|fma|f16c|sse4|asimd|sve|neon")

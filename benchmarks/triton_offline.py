@@ -1,8 +1,8 @@
 """Compiling the Triton kernels for GPUs that are not there, exactly as the stages would launch them.
 
-:class:`Compiler` stands in for ``proac_cuda.triton.launch.run``: the stage functions then run on CPU tensors, choose tiles and
-arguments as on the architecture asked for, and each launch is compiled instead of started. What a launch specialises on
-(strides of 1, sizes divisible by 16) is worked out by Triton's own binder, so the code is the code that ships.
+:class:`Compiler` stands in for ``proac_cuda.backends.triton.launch.run``: the stage functions then run on CPU tensors,
+choose tiles and arguments as on the architecture asked for, and each launch is compiled instead of started. What a launch
+specialises on (strides of 1, sizes divisible by 16) is worked out by Triton's own binder, so the code is the code that ships.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
-from proac_cuda.triton import launch
+from proac_cuda.backends.triton import launch
 
 
 class Launch(NamedTuple):

@@ -1,4 +1,4 @@
-// Registration of the compiled kernels. The ops are defined in proac_cuda/ops.py, with their schemas and fakes.
+// Registration of the compiled kernels. The ops are defined in proac_cuda/stages/ops.py, with their schemas and fakes.
 #include <torch/csrc/stable/library.h>
 
 #ifdef PROAC_CUDA_ARCHITECTURES

@@ -18,9 +18,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from . import extension, proac_loss
-from . import triton as triton_kernels
-from .backends import BACKENDS, ENVIRONMENT_VARIABLE, available_backends, choose_backend
+from . import proac_loss
+from .backends import BACKENDS, ENVIRONMENT_VARIABLE, available_backends, choose_backend, extension
+from .backends import triton as triton_kernels
+from .backends.triton.report import architecture_of, reports
 from .prototypes import (
     load_prototypes,
     prototype_certificate,
@@ -28,7 +29,6 @@ from .prototypes import (
     search_prototypes,
     uniform_prototypes,
 )
-from .triton.report import architecture_of, reports
 from .version import __version__
 
 

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .autograd import ProACStats
-from .pixels import nearest_index
 from .prototypes import prototype_certificate
-from .validation import LABEL_DTYPES, as_int, check_label_sampling, check_tensor
+from .stages.pixels import nearest_index
+from .stages.validation import LABEL_DTYPES, as_int, check_label_sampling, check_tensor
+from .statistics import ProACStats
 
 _OWN, _HARDEST = "mean_positive_cosine", "hardest_negative_cosine"
 _SHOWN = {

@@ -7,12 +7,12 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from .autograd import Options, ProACStats, call_loss, make_stats
 from .backends import choose_backend, stage_ops
-from .distributed import group_name
-from .reference import compute_dtype
-from .stages import REDUCTIONS
-from .validation import check_ignore_index, check_options, check_tensors, plain_tensors, warn_once
+from .stages import REDUCTIONS, compute_dtype
+from .stages.autograd import Options, call_loss
+from .stages.exchange import group_name
+from .stages.validation import check_ignore_index, check_options, check_tensors, plain_tensors, warn_once
+from .statistics import ProACStats, make_stats
 
 
 @overload
@@ -146,7 +146,7 @@ def proac_loss(
             to differentiate the gradient.
 
     Source: ProAC, Ren, Lu, Mao and Dong, "Exploring Prototype-Anchor Contrast for Semantic Segmentation", IEEE TCSVT
-    2024. Every formula stands in :mod:`proac_cuda.reference`.
+    2024. Every formula stands in :mod:`proac_cuda.backends.reference`.
     """
     ignore_index, num_negatives, seed = check_options(
         temperature,

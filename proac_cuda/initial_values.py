@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .validation import has_values, warn_once
+from .stages.validation import has_values, warn_once
 
 EPSILON = 1e-12  # a row of this norm or less has no direction
 UNIT_TOLERANCE = 1e-3  # of a norm of 1, which rounding to float16 or bfloat16 does not leave

@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .autograd import ProACStats
 from .backends import check_name
 from .functional import proac_loss
 from .initial_values import KeepsInitialValues, why_no_direction
 from .prototypes import uniform_prototypes
-from .validation import (
+from .stages.validation import (
     FEATURE_DTYPES,
     check_needs_no_gradient,
     check_options,
@@ -22,6 +21,7 @@ from .validation import (
     raise_for_class_weights,
     warn_once,
 )
+from .statistics import ProACStats
 
 
 class ProACLoss(KeepsInitialValues):

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from proac_cuda import validation
 from proac_cuda.backends import BACKENDS
+from proac_cuda.stages import validation
 
 
 class Target(NamedTuple):

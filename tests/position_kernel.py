@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from proac_cuda.triton.pixels import label_position
+from proac_cuda.backends.triton.pixels import label_position
 
 
 @triton.jit

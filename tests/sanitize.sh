@@ -23,7 +23,7 @@ export LD_PRELOAD="$preload" PYTHONPATH="$work" PYTHONMALLOC=malloc
 # Python and PyTorch leak at exit by design; what is looked for is access out of bounds and undefined behaviour.
 export ASAN_OPTIONS=detect_leaks=0:halt_on_error=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
 for isa in ${PROAC_SANITIZE_ISA:-baseline avx2 avx512 amx}; do
-  if ! PROAC_CPU_ISA=$isa "$python" -c "from proac_cuda import extension; extension.build_info()" 2> /dev/null; then
+  if ! PROAC_CPU_ISA=$isa "$python" -c "from proac_cuda.backends import extension; extension.build_info()" 2> /dev/null; then
     echo "$isa: not on this CPU"
     continue
   fi

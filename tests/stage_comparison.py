@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from proac_cuda import reference, stages
+from proac_cuda import stages
+from proac_cuda.backends import reference
 
 #: What a case is made with, and the options of the comparison.
 OPTIONS: dict[str, dict[str, Any]] = {

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import proac_cuda
-from proac_cuda import validation
+from proac_cuda.stages import validation
 
 X = torch.randn(2, 8, 4, 4)
 Y = torch.randint(0, 3, (2, 8, 8))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from proac_cuda import extension
+from proac_cuda.backends import extension
 
 ROOT = Path(__file__).parent.parent
 LIBRARIES = sorted((ROOT / "proac_cuda").glob("_C*.so"))
@@ -93,7 +93,7 @@ def test_interrupted_build(tmp_path):
     build.wait()
     assert not list(tmp_path.rglob("*.so")), "half of a library lies where it would be loaded"
 
-    use = "from proac_cuda import extension; print(extension.why_not_cpu())"
+    use = "from proac_cuda.backends import extension; print(extension.why_not_cpu())"
     environment["PYTHONPATH"] = str(tmp_path)
     ran = subprocess.run([sys.executable, "-c", use], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert "not installed" in ran.stdout
@@ -218,7 +218,9 @@ def test_a_source_folder_that_hides_the_installed_build_is_named(tmp_path):
     def run(*command, cwd=clone):
         return subprocess.run([sys.executable, *command], cwd=cwd, env=environment, capture_output=True, text=True)
 
-    found = run("-W", "ignore", "-c", "from proac_cuda import extension; print(extension.is_shadowed())", cwd=tmp_path)
+    found = run(
+        "-W", "ignore", "-c", "from proac_cuda.backends import extension; print(extension.is_shadowed())", cwd=tmp_path
+    )
     assert found.stdout.strip() == "False", found.stderr
     call = run("-c", "import proac_cuda; print(proac_cuda.available_backends()['cpp'].reason)")
     for said in (call.stderr, call.stdout):

@@ -247,7 +247,7 @@ def _forced(isa: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512", "amx"])
 def test_each_instruction_set(isa: str) -> None:
-    probe = _forced(isa, "-c", "from proac_cuda import extension; print(extension.build_info()['cpu'])")
+    probe = _forced(isa, "-c", "from proac_cuda.backends import extension; print(extension.build_info()['cpu'])")
     if "has no kernels" in probe.stderr:
         pytest.skip(f"this CPU has no {isa}")
     assert probe.stdout.split() == [isa], probe.stderr
@@ -258,7 +258,7 @@ def test_each_instruction_set(isa: str) -> None:
 
 
 def test_an_unknown_instruction_set_is_an_error() -> None:
-    probe = _forced("sse9", "-c", "from proac_cuda import extension; extension.build_info()")
+    probe = _forced("sse9", "-c", "from proac_cuda.backends import extension; extension.build_info()")
     assert "RuntimeError" in probe.stderr and 'no kernels for "sse9"' in probe.stderr
 
 

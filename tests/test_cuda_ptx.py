@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import ptx_replay
-from proac_cuda import reference, stages
+from proac_cuda import stages
+from proac_cuda.backends import reference
 
 if ptx_replay.why_not():
     pytest.skip(str(ptx_replay.why_not()), allow_module_level=True)

@@ -277,7 +277,8 @@ def test_repeated_runs_are_equal_to_the_bit() -> None:
 
 @pytest.fixture
 def public_backend(monkeypatch: pytest.MonkeyPatch) -> str:
-    from proac_cuda import backends, ops
+    from proac_cuda import backends
+    from proac_cuda.stages import ops
 
     if not hasattr(torch.ops.proac_cuda_on_cpu, "class_statistics"):
         library = ops.define_stages("proac_cuda_on_cpu")

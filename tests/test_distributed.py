@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import proac_cuda
-from proac_cuda import distributed
+from proac_cuda.stages import exchange
 
 CLASSES, CHANNELS = 5, 8
 OPTIONS = {
@@ -123,7 +123,7 @@ def test_sets_are_those_of_one_process_with_colliding_keys(num_negatives, monkey
     """Keys of two bits: nearly all are tied, within ranks and across them."""
     generator = torch.Generator().manual_seed(num_negatives)
     labels = torch.randint(-1, 4, (1, 90), generator=generator)
-    monkeypatch.setattr(distributed, "philox_keys", lambda seed, index: (index * 7919) % 4 * 2**22)
+    monkeypatch.setattr(exchange, "philox_keys", lambda seed, index: (index * 7919) % 4 * 2**22)
     key = (torch.arange(90) * 7919) % 4 * 2**22
     sizes = [40, 0, 1, 49]
     features = torch.zeros(1, 1, 90)
@@ -153,16 +153,16 @@ def _run_ranks(features, labels, sizes, num_negatives, monkeypatch):
         barrier.wait()
         return stacked
 
-    monkeypatch.setattr(distributed, "gather", gather)
-    monkeypatch.setattr(distributed.dist, "get_rank", lambda group: local.rank)
+    monkeypatch.setattr(exchange, "gather", gather)
+    monkeypatch.setattr(exchange.dist, "get_rank", lambda group: local.rank)
 
     def work(rank):
         local.rank = rank
         first = sum(sizes[:rank])
         part = slice(first, first + sizes[rank])
-        state = distributed.share_rng_state(torch.tensor([1, 0]), sizes[rank], None)
+        state = exchange.share_rng_state(torch.tensor([1, 0]), sizes[rank], None)
         assert state.tolist() == [1, first]
-        results[rank] = distributed.select_negatives(
+        results[rank] = exchange.select_negatives(
             features[..., part], labels[..., part], None, state, num_negatives, 4, -1, False, None
         )
 
@@ -192,14 +192,14 @@ class _CopiesToDevice(TorchDispatchMode):
 
 def test_nothing_is_copied_to_the_device(monkeypatch):
     """Drawing the sets of all ranks, from labels that are read at another size."""
-    monkeypatch.setattr(distributed, "gather", lambda values, group: torch.stack([values, values]))
-    monkeypatch.setattr(distributed.dist, "get_rank", lambda group: 0)
+    monkeypatch.setattr(exchange, "gather", lambda values, group: torch.stack([values, values]))
+    monkeypatch.setattr(exchange.dist, "get_rank", lambda group: 0)
     copies = _CopiesToDevice()
     with FakeTensorMode(), copies:
         features = torch.empty(2, 8, 4, 5, device="cuda")
         labels = torch.empty(2, 9, 13, dtype=torch.int64, device="cuda")
         state = torch.empty(2, dtype=torch.int64, device="cuda")
-        thresholds = distributed.select_negatives(features, labels, None, state, 5, 3, 255, False, None)
+        thresholds = exchange.select_negatives(features, labels, None, state, 5, 3, 255, False, None)
         assert thresholds.shape == (3, 2) and not copies.seen
         torch.ones(1).to("cuda")
     assert copies.seen, "the mode sees a copy where there is one"
@@ -254,7 +254,7 @@ def _compare_ranks(rank: int, world_size: int, port: int, results: str) -> None:
         options = {"process_group": dist.group.WORLD} | {name: values[rank] for name, values in differs.items()}
         model = torch.nn.Sequential(torch.nn.Identity(), proac_cuda.ProACLoss(4, 8, **options))
         try:
-            distributed.check_ranks(model)
+            proac_cuda.distributed.check_ranks(model)
         except ValueError as error:
             return str(error)
         return "all alike"
@@ -286,4 +286,4 @@ def test_ranks_that_differ_are_found(tmp_path):
 
 def test_check_of_ranks_needs_ranks():
     with pytest.raises(RuntimeError, match="init_process_group"):
-        distributed.check_ranks(proac_cuda.ProACLoss(3, 4))
+        proac_cuda.distributed.check_ranks(proac_cuda.ProACLoss(3, 4))

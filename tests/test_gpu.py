@@ -158,7 +158,7 @@ def test_the_ptx_alone() -> None:
     subprocess.run(command, cwd=ROOT, env=environment, check=True)
     (library,) = {path.parent.parent for path in build.glob("lib*/proac_cuda/_C*.so")}
     code = (
-        "import torch, proac_cuda; from proac_cuda.extension import build_info; "
+        "import torch, proac_cuda; from proac_cuda.backends.extension import build_info; "
         f"assert proac_cuda.__file__.startswith({str(library)!r}), proac_cuda.__file__; "
         "assert build_info()['cuda'] == 'sm_80,compute_80', build_info(); "
         "import test_real_sizes as t; [t.compare(call, 'cuda', 'cuda') for call in t.PATHS]"

@@ -12,7 +12,7 @@ from torch import nn
 import proac_cuda
 from label_positions import MODES, interpolated
 from proac_cuda.diagnostics import History, LabelsRead, labels_read, log_to_tensorboard
-from proac_cuda.pixels import nearest_index
+from proac_cuda.stages.pixels import nearest_index
 
 
 @pytest.mark.parametrize("mode", MODES)

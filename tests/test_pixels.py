@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import oracle
 from label_positions import MODES, assert_reads_as_interpolate, interpolated
 from proac_cuda.backends import BACKENDS, stage_ops
-from proac_cuda.pixels import nearest_index, philox4x32, philox_keys
+from proac_cuda.stages.pixels import nearest_index, philox4x32, philox_keys
 
 # Known-answer vectors of Philox4x32-10 as the Random123 library publishes them: counter, key, output.
 VECTORS = [

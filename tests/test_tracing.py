@@ -8,7 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import proac_cuda
-from proac_cuda import autograd
+from proac_cuda.stages import autograd
 
 OPTIONS = {"num_negatives": 6, "seed": 3, "negative_reduction": "mean", "pixel_anchor_weight": 0.3}
 

@@ -14,8 +14,8 @@ if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs TRITON_INTERPRET=1", allow_module_level=True)
 
 import triton_bounds  # noqa: E402
-from proac_cuda.triton import backward, forward, launch, loss, prepare, prototype_gradient, selection, tiles  # noqa: E402
-from proac_cuda.triton import gradient_by_classes as by_classes  # noqa: E402
+from proac_cuda.backends.triton import backward, forward, launch, loss, prepare, prototype_gradient, selection, tiles  # noqa: E402
+from proac_cuda.backends.triton import gradient_by_classes as by_classes  # noqa: E402
 
 MODULES = forward, loss, backward, by_classes, prepare, prototype_gradient, selection
 KERNELS = {name for module in MODULES for name in vars(module) if name.endswith("_kernel")}
@@ -84,7 +84,7 @@ def test_planted_faults_are_found(module, right, wrong, monkeypatch, tmp_path):
     assert right in source
     path = tmp_path / f"{module}.py"
     path.write_text(source.replace(right, wrong))
-    spec = importlib.util.spec_from_file_location(f"proac_cuda.triton.wrong_{module}", path)
+    spec = importlib.util.spec_from_file_location(f"proac_cuda.backends.triton.wrong_{module}", path)
     copy = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(copy)
     monkeypatch.setattr(launch, module, copy)

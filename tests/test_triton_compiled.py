@@ -19,10 +19,10 @@ from compiled_facts import Cell  # noqa: E402
 from triton_offline import Compiler, Variants, instead_of_launching  # noqa: E402
 
 import triton_replay  # noqa: E402
-from proac_cuda import reference  # noqa: E402
+from proac_cuda.backends import reference  # noqa: E402
+from proac_cuda.backends.triton import launch, tiles  # noqa: E402
+from proac_cuda.backends.triton.report import reports  # noqa: E402
 from proac_cuda.stages import REDUCTIONS  # noqa: E402
-from proac_cuda.triton import launch, tiles  # noqa: E402
-from proac_cuda.triton.report import reports  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("error")  # what Triton will change, and says so, is decided here
 

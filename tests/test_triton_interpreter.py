@@ -82,14 +82,14 @@ def test_imports_without_triton():
 @pytest.mark.parametrize("capability, runs", [((7, 0), False), ((7, 2), False), ((7, 5), True), ((9, 0), True)])
 def test_gpus_too_old(capability, runs):
     """Triton itself compiles for 7.5 in every version from 3.6 to 3.9."""
-    from proac_cuda.triton import why_not_capability
+    from proac_cuda.backends.triton import why_not_capability
 
     reason = why_not_capability(capability)
     assert reason is None if runs else "7.5 or higher, not 7." in reason and 'backend="reference"' in reason
 
 
 def test_importing_the_package_imports_no_kernels():
-    script = "import sys, proac_cuda; print(any(m.startswith('proac_cuda.triton.') for m in sys.modules))"
+    script = "import sys, proac_cuda; print(any(m.startswith('proac_cuda.backends.triton.') for m in sys.modules))"
     done = subprocess.run(
         [sys.executable, "-c", script], env=_environment(), capture_output=True, text=True, check=True
     )
@@ -100,7 +100,7 @@ def test_importing_the_package_imports_no_kernels():
 def test_label_positions_beyond_2_31_pixels():
     """One image of 50,000 x 50,000 pixels: the labels' position comes out of 64-bit arithmetic throughout."""
     import position_kernel
-    from proac_cuda.triton.layout import Pixels, label_arguments
+    from proac_cuda.backends.triton.layout import Pixels, label_arguments
 
     size, label_size = (50_000, 50_000), (25_000, 100_000)
     labels = torch.empty(1, *label_size, dtype=torch.uint8, device="meta")
@@ -126,7 +126,7 @@ def test_label_positions_beyond_2_31_pixels():
 )
 def test_every_loop_goes_round(monkeypatch, dtype, channels, classes, backward):
     """Tiles so small that pixels, classes, channels and chunks all come in several, the last of each ragged."""
-    from proac_cuda.triton import tiles
+    from proac_cuda.backends.triton import tiles
 
     sizes = {
         "features held": {"DO": 256 if channels > 128 else 128, "DG": 64},
@@ -150,7 +150,7 @@ def test_every_loop_goes_round(monkeypatch, dtype, channels, classes, backward):
 )
 def test_tiles_without_tensor_cores(monkeypatch, dtype, classes):
     """As on sm_75: products of 16-bit features with prototypes in float32."""
-    from proac_cuda.triton import launch
+    from proac_cuda.backends.triton import launch
 
     monkeypatch.setattr(launch, "architecture", lambda device: "sm_75")
     _compare_every_option(dtype, 40, classes)
@@ -161,7 +161,8 @@ def test_tiles_without_tensor_cores(monkeypatch, dtype, classes):
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_stage_by_stage_as_in_one_go(classes, reduction):
     """Ranks run the stages one by one: their sums, and so the loss, are those of a process by itself, to the bit."""
-    from proac_cuda import autograd, stages
+    from proac_cuda import stages
+    from proac_cuda.stages import autograd
 
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(2, 20, 9, 30, generator=generator)

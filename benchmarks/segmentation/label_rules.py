@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from proac_cuda.diagnostics import labels_read
-from proac_cuda.pixels import read_nearest
+from proac_cuda.stages.pixels import read_nearest
 
 from . import climate
 

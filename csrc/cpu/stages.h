@@ -1,4 +1,4 @@
-// The five stages on CPU tensors; schemas and shapes stand in proac_cuda/ops.py.
+// The five stages on CPU tensors; schemas and shapes stand in proac_cuda/stages/ops.py.
 #pragma once
 
 #include <tuple>

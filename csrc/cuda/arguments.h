@@ -42,7 +42,7 @@ struct Sampling {
 
 // Rows of a block's partial statistics, (kPartialRows, K) of C: log Z_k = maximum + log sum.
 enum PartialRow { kMaximum, kExpSum, kWeight, kNegativeWeight, kPositiveSum, kPixelLossSum, kHardest, kPartialRows };
-// Rows of the statistics and of the positive sums, as proac_cuda/stages.py numbers them.
+// Rows of the statistics and of the positive sums, as proac_cuda/stages/__init__.py numbers them.
 enum StatisticsRow { kLogZ, kW, kNegW, kPosSum, kPixelLoss, kHardestNegative, kNumStatistics };
 enum Reduction { kNone, kMean, kSum };
 

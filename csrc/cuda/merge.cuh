@@ -51,7 +51,7 @@ struct MergeStatistics {
   unsigned* counters;        // merge_counters
   Diagnostics* diagnostics;  // zero before the launch
   void* statistics;          // out C (kNumStatistics, K)
-  int64_t* first_values;     // out (4), see proac_cuda/pixels.py
+  int64_t* first_values;     // out (4), see proac_cuda/stages/pixels.py
 };
 
 // The end of stage (i): the rows of `partial` become the statistics. `others`: every pixel of another class is a negative, so that

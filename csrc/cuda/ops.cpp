@@ -1,4 +1,4 @@
-// Registration of the CUDA kernels: from tensors to the descriptions of arguments.h. The schemas stand in proac_cuda/ops.py.
+// Registration of the CUDA kernels: from tensors to the descriptions of arguments.h. The schemas stand in proac_cuda/stages/ops.py.
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>

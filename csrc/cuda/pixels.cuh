@@ -1,5 +1,5 @@
 // What every kernel needs to know of a pixel: its label, its weight, its random key. The device's half of
-// proac_cuda/pixels.py; held once.
+// proac_cuda/stages/pixels.py; held once.
 #pragma once
 #include "portable.cuh"
 

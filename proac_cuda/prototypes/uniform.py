@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from ..validation import as_int, as_seed
+from ..stages.validation import as_int, as_seed
 from .arrangements import arrangement
 from .bounds import best_lower_bound
 from .cache import cache_folder, read_code, write_code

@@ -20,7 +20,7 @@ FLAGS = [
     *("-std=c++20", "-O2", "-fno-math-errno", "-fno-trapping-math", "-pthread"),
     *("-Wall", "-Wno-psabi", "-Wno-maybe-uninitialized", "-Wno-uninitialized"),
 ]
-FILES = ["cpu/stages.cpp", "cpu/select.cpp", "cpu/dispatch.cpp", "cpu/isa_baseline.cpp"]
+FILES = ["cpu/stages.cpp", "cpu/gradient_stage.cpp", "cpu/select.cpp", "cpu/dispatch.cpp", "cpu/isa_baseline.cpp"]
 TYPES = [
     *(torch.uint8, torch.int16, torch.int32, torch.int64),
     *(torch.float16, torch.float32, torch.float64, torch.bfloat16),

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import Parameter
 
-from .stages import REDUCTIONS
+from . import REDUCTIONS
 
 FEATURE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 LABEL_DTYPES = (torch.uint8, torch.int16, torch.int32, torch.int64)
@@ -40,7 +40,7 @@ _warned: set[str] = set()
 _looked = False  #: whether a call on a GPU has looked at the values of its labels
 
 
-_PACKAGE, _TORCH = str(Path(__file__).parent), str(Path(torch.__file__).parent)
+_PACKAGE, _TORCH = str(Path(__file__).parents[1]), str(Path(torch.__file__).parent)
 
 
 def warn_once(key: str, message: str) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from .. import ops
+from ...stages import ops
 
 NAMESPACE = "proac_cuda_triton"
 

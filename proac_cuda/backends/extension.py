@@ -10,17 +10,22 @@ from typing import Any
 
 import torch
 
+from ..stages import autograd, ops
+
+NAMESPACE = "proac_cuda"  #: of its ops
+
+_PACKAGE = Path(__file__).parents[1]
 _INSTALL = "reinstall with a C++ compiler on the path and PROAC_NO_EXT unset: pip install --no-build-isolation ."
 
 
 def _load() -> str:
     """Load the library, which registers its kernels with PyTorch; the reason where that failed, else ''."""
-    libraries = sorted(Path(__file__).parent.glob("_C*.so")) + sorted(Path(__file__).parent.glob("_C*.pyd"))
+    libraries = sorted(_PACKAGE.glob("_C*.so")) + sorted(_PACKAGE.glob("_C*.pyd"))
     if not libraries:
         shadowed = _shadowed_build()
         if shadowed:
             reason = (
-                f"proac_cuda was imported from the source folder {Path(__file__).parent}, which has no compiled extension and "
+                f"proac_cuda was imported from the source folder {_PACKAGE}, which has no compiled extension and "
                 f"hides the installed one in {shadowed}; run Python from another folder, or build this one: "
                 "pip install --no-build-isolation --editable ."
             )
@@ -41,15 +46,16 @@ def is_shadowed() -> bool:
 
 def _shadowed_build() -> Path | None:
     """The folder of a compiled build that is installed elsewhere, which this one, found first, hides."""
-    here = Path(__file__).parent
     for distribution in importlib.metadata.distributions(name="proac_cuda"):
         folder = Path(str(distribution.locate_file("proac_cuda")))
-        if any(folder.glob("_C*.so")) and folder.resolve() != here.resolve():
+        if any(folder.glob("_C*.so")) and folder.resolve() != _PACKAGE.resolve():
             return folder
     return None
 
 
 _load_error = _load()
+_library = ops.define_stages(NAMESPACE)
+autograd.HAVE_FORWARD.add((NAMESPACE, "cuda"))  # csrc/cuda/ops.cpp
 
 
 def build_info() -> dict[str, str]:

@@ -29,6 +29,11 @@ NONE, MEAN, SUM = 0, 1, 2
 REDUCTIONS = {"none": NONE, "mean": MEAN, "sum": SUM}
 
 
+def compute_dtype(features: Tensor) -> torch.dtype:
+    """What the stages compute in: float64 for float64 features, else float32."""
+    return torch.float64 if features.dtype == torch.float64 else torch.float32
+
+
 def merge_statistics(parts: Tensor) -> Tensor:
     """Statistics of the union of disjoint sets of pixels: (parts, 6, K) to (6, K)."""
     merged = parts.sum(0)

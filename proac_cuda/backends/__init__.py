@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from . import extension, ops
+from ..stages import ops
+from . import extension, reference
 from . import triton as triton_kernels
 
 ENVIRONMENT_VARIABLE = "PROAC_BACKEND"
@@ -34,6 +35,11 @@ class Backend(NamedTuple):
     why_not: Callable[[torch.device], str | None]
 
 
+_REFERENCE = "proac_cuda_reference"
+_reference = ops.define_stages(_REFERENCE)
+ops.implement_stages(_reference, reference, "CompositeExplicitAutograd")
+
+
 def _why_not_reference(device: torch.device) -> str | None:
     return None
 
@@ -56,10 +62,10 @@ _TRITON_HOME = "cpu" if triton_kernels.interpreted() else "cuda"
 BACKENDS: dict[str, Backend] = {
     backend.name: backend
     for backend in (
-        Backend("cpp", ops.KERNELS, "cpu", _why_not_cpp),
-        Backend("cuda", ops.KERNELS, "cuda", _why_not_cuda),
+        Backend("cpp", extension.NAMESPACE, "cpu", _why_not_cpp),
+        Backend("cuda", extension.NAMESPACE, "cuda", _why_not_cuda),
         Backend("triton", triton_kernels.NAMESPACE, _TRITON_HOME, triton_kernels.why_not),
-        Backend("reference", ops.REFERENCE, "cpu", _why_not_reference),
+        Backend("reference", _REFERENCE, "cpu", _why_not_reference),
     )
 }
 

@@ -1,8 +1,8 @@
 """What every kernel needs to know of a pixel, once: its label, its weight, its random key, the sets it belongs to.
 
-The rules are those of :mod:`proac_cuda.pixels`. A kernel sees the pixels as ``B`` images of ``P`` pixels each; ``index`` is
-the linear index of a pixel in (B, spatial) order. A vector over pixels has length BM, one over classes length KB, and
-a matrix of both is (KB, BM): pixels along the columns, so that a class's sum over pixels stays within a warp.
+The rules are those of :mod:`proac_cuda.stages.pixels`. A kernel sees the pixels as ``B`` images of ``P`` pixels each;
+``index`` is the linear index of a pixel in (B, spatial) order. A vector over pixels has length BM, one over classes length
+KB, and a matrix of both is (KB, BM): pixels along the columns, so that a class's sum over pixels stays within a warp.
 """
 
 from __future__ import annotations

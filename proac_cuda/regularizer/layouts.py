@@ -16,7 +16,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from .validation import have_same_proportions
+from ..stages.validation import have_same_proportions
 
 LAYOUTS = ("channels_first", "channels_last", "tokens")
 

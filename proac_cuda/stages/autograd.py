@@ -18,8 +18,7 @@ from torch._compile import _disable_dynamo
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd.function import _SingleLevelFunction
 
-from . import distributed, stages
-from .reference import contrast_log_z
+from . import exchange, merge_positive_sums, merge_statistics
 from .validation import has_values, looks_at_values, raise_for_values
 
 _Function: Any = _SingleLevelFunction  # untyped in PyTorch
@@ -48,7 +47,7 @@ class Outputs(NamedTuple):
     loss: Tensor  #: () or (K,)
     statistics: Tensor  #: (6, K), see :mod:`proac_cuda.stages`
     sums: Tensor  #: (2, K)
-    diagnostics: Tensor  #: int64 (4,), see :func:`proac_cuda.pixels.first_values`
+    diagnostics: Tensor  #: int64 (4,), see :func:`proac_cuda.stages.pixels.first_values`
     thresholds: Tensor | None  #: int64 (K, 2), the last member of each sampled set; without sampling None, or (0,)
     rng_state: Tensor | None  #: int64 (2,), as shared by the ranks of the group; likewise
 
@@ -98,10 +97,10 @@ def loss_forward(
         nearest_exact,
     )
     if group is not None:
-        statistics = distributed.merge(statistics, stages.merge_statistics, group)
+        statistics = exchange.merge(statistics, merge_statistics, group)
     sums = ops.positive_sums(positive, labels, pixel_weight, statistics, ignore_index, negative_mean, nearest_exact)
     if group is not None:
-        sums = distributed.merge(sums, stages.merge_positive_sums, group)
+        sums = exchange.merge(sums, merge_positive_sums, group)
     loss = ops.reduce_loss(statistics, sums, class_weight, pixel_anchor_weight, reduction)
     return loss, statistics, sums, diagnostics
 
@@ -117,14 +116,14 @@ def run_stages(
     options: Options,
 ) -> Outputs:
     """The whole forward pass on the backend whose stages are ``ops``."""
-    group = None if options.group is None else distributed.named_group(options.group)
+    group = None if options.group is None else exchange.named_group(options.group)
     thresholds = None
     if rng_state is not None and options.num_negatives is not None:
         select = ops.select_negatives
         if group is not None:
             num_pixels = features.shape[0] * features.shape[2:].numel()
-            rng_state = distributed.share_rng_state(rng_state, num_pixels, group)
-            select = functools.partial(distributed.select_negatives, group=group)
+            rng_state = exchange.share_rng_state(rng_state, num_pixels, group)
+            select = functools.partial(exchange.select_negatives, group=group)
         thresholds = select(
             features,
             labels,
@@ -225,7 +224,7 @@ class ProACFunction(_Function):
         options: Options = ctx.options
         features_need_grad, prototypes_need_grad = ctx.needs_input_grad[2:4]
         if options.group is not None:
-            grad_loss = grad_loss * distributed.world_size(distributed.named_group(options.group))
+            grad_loss = grad_loss * exchange.world_size(exchange.named_group(options.group))
         arguments = (
             *ctx.saved_tensors,
             grad_loss,
@@ -331,35 +330,3 @@ def autograd_kernels(ops: Any, stage_names: Iterable[str]) -> dict[str, Callable
     kernels["loss"] = at_every_level(apply_loss)
     kernels["loss_gradients"] = at_every_level(functools.partial(_FirstDerivativeOnly.apply, ops))
     return kernels
-
-
-class ProACStats(NamedTuple):
-    """What the loss saw of each class; detached tensors, of shape (K,) but for the last, float32 (float64 for float64).
-
-    Cosines of a class that is absent, or has no negatives, are NaN.
-    """
-
-    weight: Tensor  #: W_k, the sum of the weights of its pixels; 0 where absent
-    loss: Tensor  #: L_k; 0 where absent
-    log_z: Tensor  #: log Z_k, as the loss has it; -inf without negatives
-    mean_positive_cosine: Tensor  #: weighted mean of the cosines of its pixels with its prototype
-    hardest_negative_cosine: Tensor  #: the largest cosine of a member of N_k with its prototype
-    invalid_labels: Tensor  #: int64, a scalar: pixels ignored for an invalid label or weight
-
-
-def make_stats(outputs: Outputs, options: Options) -> ProACStats:
-    """The statistics of a call in the form that users see."""
-    statistics, temperature = outputs.statistics, options.temperature
-    weight, hardest = statistics[stages.WEIGHT], statistics[stages.HARDEST_NEGATIVE]
-    present = weight > 0
-    some_weight = torch.where(present, weight, 1)
-    return ProACStats(
-        weight=weight.clone(),
-        loss=torch.where(present, outputs.sums[stages.SOFTPLUS_SUM] / some_weight, 0),
-        log_z=contrast_log_z(statistics, options.negative_mean).clone(),
-        mean_positive_cosine=torch.where(
-            present, statistics[stages.POSITIVE_SUM] / some_weight * temperature, torch.nan
-        ),
-        hardest_negative_cosine=torch.where(present & (hardest > -torch.inf), hardest * temperature, torch.nan),
-        invalid_labels=outputs.diagnostics[0] + outputs.diagnostics[2],
-    )

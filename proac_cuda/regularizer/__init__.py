@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..module import ProACLoss
+from ..stages.validation import LABEL_DTYPES, check_tensor
 from .heads import HEAD_KINDS, ProjectionHead
 from .layouts import (
     Kind,
@@ -20,9 +22,7 @@ from .layouts import (
     shape_text,
     tokens_to_map,
 )
-from .module import ProACLoss
 from .tap import Kept, Tap, find_layer
-from .validation import LABEL_DTYPES, check_tensor
 
 __all__ = ["ProACRegularizer", "ProjectionHead"]
 

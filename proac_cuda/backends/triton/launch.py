@@ -24,8 +24,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .. import stages
-from ..stages import NONE
+from ... import stages
+from ...stages import NONE
 from . import backward, forward, gradient_by_classes, loss, prepare, prototype_gradient, selection, tiles
 from .layout import Pixels, label_arguments, lay_out
 
@@ -127,7 +127,7 @@ def select_negatives(
     ignore_index: int,
     nearest_exact: bool = False,
 ) -> Tensor:
-    """Stage (0), equation (2): as :func:`proac_cuda.reference.select_negatives`."""
+    """Stage (0), equation (2): as :func:`proac_cuda.backends.reference.select_negatives`."""
     spatial = features.shape[2:]
     pixels = Pixels(1, features.shape[0] * spatial.numel(), [])
     thresholds = rng_state.new_empty(num_classes, 2)
@@ -217,7 +217,7 @@ def _statistics(
 
 
 def class_statistics(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Stage (i): as :func:`proac_cuda.reference.class_statistics`."""
+    """Stage (i): as :func:`proac_cuda.backends.reference.class_statistics`."""
     return _statistics(*arguments)[:3]
 
 
@@ -274,7 +274,7 @@ def positive_sums(
     negative_mean: bool,
     nearest_exact: bool = False,
 ) -> Tensor:
-    """Stage (ii): as :func:`proac_cuda.reference.positive_sums`."""
+    """Stage (ii): as :func:`proac_cuda.backends.reference.positive_sums`."""
     num_classes = statistics.shape[1]
     counters = labels.new_zeros(_num_counters(num_classes), dtype=torch.int32)
     options = ignore_index, negative_mean, nearest_exact
@@ -352,7 +352,7 @@ def loss_gradients(
     prototypes_need_grad: bool,
     nearest_exact: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Stage (iii): as :func:`proac_cuda.reference.loss_gradients`."""
+    """Stage (iii): as :func:`proac_cuda.backends.reference.loss_gradients`."""
     num_classes, channels = prototypes.shape
     arch = architecture(features.device)
     more_options = pixel_weight is not None or thresholds is not None or pixel_anchor_weight > 0

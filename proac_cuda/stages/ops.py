@@ -1,15 +1,15 @@
 """Registration of the loss and its stages as PyTorch ops: one schema and one fake each, for every backend.
 
-A backend is a namespace that holds the same five stages: ``torch.ops.proac_cuda_reference`` is implemented here by
-:mod:`proac_cuda.reference`; ``torch.ops.proac_cuda`` by the compiled extension (its CPU kernels are "cpp", its CUDA
-kernels "cuda"). In each, ``loss`` runs them: a call is one node of a graph, the same whichever backend runs it, with a
-derivative of its own. ``loss_forward`` is three of the stages in one, where nothing is merged between them; a backend may have
-a kernel of its own for it.
+A backend, of :mod:`proac_cuda.backends`, is a namespace that holds the same five stages: ``torch.ops.proac_cuda_reference``;
+``torch.ops.proac_cuda`` of the compiled extension, whose CPU kernels are "cpp" and whose CUDA kernels "cuda";
+``torch.ops.proac_cuda_triton``. In each, ``loss`` runs them: a call is one node of a graph, the same whichever backend runs
+it, with a derivative of its own. ``loss_forward`` is three of the stages in one, where nothing is merged between them; a
+backend may have a kernel of its own for it.
 
 Shapes, in every op: features (B, D, *spatial) with 1 to 3 spatial axes which collapse into one pixel stride, the channel
 or the pixel stride being 1; labels and pixel_weight (B, *any size), any strides; prototypes (K, D) contiguous.
 float64 features go with float64 prototypes, weights and class vectors, all others with float32 ones.
-``nearest_exact`` says by which of the two rules of :func:`proac_cuda.pixels.nearest_index` labels and weights are read.
+``nearest_exact`` says by which of the two rules of :func:`proac_cuda.stages.pixels.nearest_index` labels and weights are read.
 """
 
 from __future__ import annotations
@@ -21,10 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import autograd, reference, stages
-
-KERNELS = "proac_cuda"
-REFERENCE = "proac_cuda_reference"
+from . import NONE, NUM_POSITIVE_SUMS, NUM_STATISTICS, autograd
 
 LOSS = """(
     Tensor features, Tensor prototypes, Tensor labels, Tensor? pixel_weight, Tensor? class_weight, Tensor? rng_state,
@@ -79,7 +76,7 @@ def _fake_class_statistics(
     *options: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return (
-        prototypes.new_empty(stages.NUM_STATISTICS, prototypes.shape[0]),
+        prototypes.new_empty(NUM_STATISTICS, prototypes.shape[0]),
         prototypes.new_empty(features.shape[0], *features.shape[2:]),
         features.new_empty(4, dtype=torch.int64),
     )
@@ -88,7 +85,7 @@ def _fake_class_statistics(
 def _fake_positive_sums(
     positive: Tensor, labels: Tensor, pixel_weight: Tensor | None, statistics: Tensor, *options: Any
 ) -> Tensor:
-    return statistics.new_empty(stages.NUM_POSITIVE_SUMS, statistics.shape[1])
+    return statistics.new_empty(NUM_POSITIVE_SUMS, statistics.shape[1])
 
 
 def _fake_loss_forward(
@@ -123,7 +120,7 @@ def _fake_reduce_loss(
     pixel_anchor_weight: float,
     reduction: int,
 ) -> Tensor:
-    return statistics.new_empty((statistics.shape[1],) if reduction == stages.NONE else ())
+    return statistics.new_empty((statistics.shape[1],) if reduction == NONE else ())
 
 
 def _fake_loss_gradients(
@@ -164,9 +161,9 @@ def _fake_loss(
     classes = prototypes.shape[0]
     sampled = rng_state is not None
     return autograd.Outputs(
-        prototypes.new_empty((classes,) if autograd.Options(*values).reduction == stages.NONE else ()),
-        prototypes.new_empty(stages.NUM_STATISTICS, classes),
-        prototypes.new_empty(stages.NUM_POSITIVE_SUMS, classes),
+        prototypes.new_empty((classes,) if autograd.Options(*values).reduction == NONE else ()),
+        prototypes.new_empty(NUM_STATISTICS, classes),
+        prototypes.new_empty(NUM_POSITIVE_SUMS, classes),
         features.new_empty(4, dtype=torch.int64),
         features.new_empty((classes, 2) if sampled else 0, dtype=torch.int64),
         features.new_empty(2 if sampled else 0, dtype=torch.int64),
@@ -216,9 +213,3 @@ def _without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(features, *arguments)
 
     return call
-
-
-_kernels = define_stages(KERNELS)
-autograd.HAVE_FORWARD.add((KERNELS, "cuda"))  # csrc/cuda/ops.cpp
-_reference = define_stages(REFERENCE)
-implement_stages(_reference, reference, "CompositeExplicitAutograd")
