@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -14,6 +14,11 @@ from .stages.exchange import group_name
 from .stages.validation import check_ignore_index, check_options, check_tensors, plain_tensors, warn_once
 from .statistics import ProACStats, make_stats
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .stages.options import CallOptions
+
 
 @overload
 def proac_loss(
@@ -21,19 +26,10 @@ def proac_loss(
     labels: Tensor,
     prototypes: Tensor,
     *,
-    temperature: float = ...,
-    ignore_index: int = ...,
     pixel_weight: Tensor | None = ...,
     class_weight: Tensor | None = ...,
-    num_negatives: int | None = ...,
-    negative_reduction: str = ...,
-    pixel_anchor_weight: float = ...,
-    seed: int | Tensor | None = ...,
-    reduction: str = ...,
-    backend: str = ...,
     return_stats: Literal[False] = ...,
-    process_group: Any = ...,
-    label_sampling: str = ...,
+    **options: Unpack[CallOptions],
 ) -> Tensor: ...
 @overload
 def proac_loss(
@@ -41,19 +37,10 @@ def proac_loss(
     labels: Tensor,
     prototypes: Tensor,
     *,
-    temperature: float = ...,
-    ignore_index: int = ...,
     pixel_weight: Tensor | None = ...,
     class_weight: Tensor | None = ...,
-    num_negatives: int | None = ...,
-    negative_reduction: str = ...,
-    pixel_anchor_weight: float = ...,
-    seed: int | Tensor | None = ...,
-    reduction: str = ...,
-    backend: str = ...,
     return_stats: Literal[True],
-    process_group: Any = ...,
-    label_sampling: str = ...,
+    **options: Unpack[CallOptions],
 ) -> tuple[Tensor, ProACStats]: ...
 @overload
 def proac_loss(
@@ -61,19 +48,10 @@ def proac_loss(
     labels: Tensor,
     prototypes: Tensor,
     *,
-    temperature: float = ...,
-    ignore_index: int = ...,
     pixel_weight: Tensor | None = ...,
     class_weight: Tensor | None = ...,
-    num_negatives: int | None = ...,
-    negative_reduction: str = ...,
-    pixel_anchor_weight: float = ...,
-    seed: int | Tensor | None = ...,
-    reduction: str = ...,
-    backend: str = ...,
     return_stats: bool,
-    process_group: Any = ...,
-    label_sampling: str = ...,
+    **options: Unpack[CallOptions],
 ) -> Tensor | tuple[Tensor, ProACStats]: ...
 def proac_loss(
     features: Tensor,
@@ -154,10 +132,10 @@ def proac_loss(
         num_negatives,
         negative_reduction,
         pixel_anchor_weight,
+        label_sampling,
         seed,
         reduction,
         process_group,
-        label_sampling,
     )
     features, labels, prototypes, pixel_weight, class_weight = plain_tensors(
         features, labels, prototypes, pixel_weight, class_weight

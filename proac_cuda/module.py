@@ -12,6 +12,7 @@ from .backends import check_name
 from .functional import proac_loss
 from .initial_values import KeepsInitialValues, why_no_direction
 from .prototypes import uniform_prototypes
+from .stages.options import CALL_OPTIONS, LOSS_OPTIONS
 from .stages.validation import (
     FEATURE_DTYPES,
     check_needs_no_gradient,
@@ -34,8 +35,7 @@ class ProACLoss(KeepsInitialValues):
         prototype_seed: seed of their random rotation.
         learnable: make them a Parameter. They are a buffer otherwise.
         class_weight: (K,) tensor, a buffer.
-        **options: temperature, ignore_index, num_negatives, negative_reduction, pixel_anchor_weight, seed, reduction,
-            backend, return_stats, process_group and label_sampling, as in :func:`proac_loss`.
+        **options: all others are those of :func:`proac_loss`.
 
     Prototypes and class weights stay float32 under ``.half()``, ``.bfloat16()`` and ``.double()``; they move with
     ``.to(device)``, as a seed tensor does, which ``state_dict`` leaves out. A copy shares the process group; a pickle
@@ -82,17 +82,19 @@ class ProACLoss(KeepsInitialValues):
         label_sampling: str = "nearest",
     ) -> None:
         super().__init__()
-        ignore_index, num_negatives, seed = check_options(
-            temperature,
-            ignore_index,
-            num_negatives,
-            negative_reduction,
-            pixel_anchor_weight,
-            seed,
-            reduction,
-            process_group,
-            label_sampling,
-        )
+        self.num_classes = num_classes
+        self.embedding_dim = embedding_dim
+        self.temperature = temperature
+        self.negative_reduction = negative_reduction
+        self.pixel_anchor_weight = pixel_anchor_weight
+        self.label_sampling = label_sampling
+        self.reduction = reduction
+        self.process_group = process_group
+        self.backend = backend
+        self.return_stats = return_stats
+        self.ignore_index, self.num_negatives, self.seed = ignore_index, num_negatives, seed
+        checked = check_options(**{name: getattr(self, name) for name in LOSS_OPTIONS})
+        self.ignore_index, self.num_negatives, self.seed = checked
         check_name(backend)
         self._makes_prototypes = prototypes is None
         if prototypes is None:
@@ -118,21 +120,8 @@ class ProACLoss(KeepsInitialValues):
                 raise_for_class_weights(class_weight)
         self.register_buffer("class_weight", class_weight)
         if isinstance(seed, Tensor):
+            del self.seed
             self.register_buffer("seed", seed, persistent=False)
-        else:
-            self.seed = seed
-        self.num_classes = num_classes
-        self.embedding_dim = embedding_dim
-        self.temperature = temperature
-        self.ignore_index = ignore_index
-        self.num_negatives = num_negatives
-        self.negative_reduction = negative_reduction
-        self.pixel_anchor_weight = pixel_anchor_weight
-        self.reduction = reduction
-        self.backend = backend
-        self.return_stats = return_stats
-        self.process_group = process_group
-        self.label_sampling = label_sampling
         self._remember()
 
     def forward(
@@ -155,36 +144,16 @@ class ProACLoss(KeepsInitialValues):
             features,
             labels,
             self.prototypes,
-            temperature=self.temperature,
-            ignore_index=self.ignore_index,
             pixel_weight=pixel_weight,
             class_weight=self.class_weight,
-            num_negatives=self.num_negatives,
-            negative_reduction=self.negative_reduction,
-            pixel_anchor_weight=self.pixel_anchor_weight,
-            seed=self.seed,
-            reduction=self.reduction,
-            backend=self.backend,
             return_stats=self.return_stats,
-            process_group=self.process_group,
-            label_sampling=self.label_sampling,
+            **{name: getattr(self, name) for name in CALL_OPTIONS},
         )
 
     def same_on_all_ranks(self) -> dict[str, Any]:
         """What has to be the same on all ranks, by name; :func:`proac_cuda.distributed.check_ranks` compares it."""
-        names = (
-            "num_classes",
-            "embedding_dim",
-            "temperature",
-            "ignore_index",
-            "num_negatives",
-            "negative_reduction",
-            "pixel_anchor_weight",
-            "reduction",
-            "label_sampling",
-            "class_weight",
-            "prototypes",
-        )
+        options = (name for name in LOSS_OPTIONS if name not in ("seed", "process_group"))  # rank 0's seed is used
+        names = ("num_classes", "embedding_dim", *options, "class_weight", "prototypes")
         ranks = None if self.process_group is None else self.process_group.size()
         return {"ranks of process_group": ranks, **{name: getattr(self, name) for name in names}}
 
@@ -255,14 +224,5 @@ class ProACLoss(KeepsInitialValues):
         return {**super().__getstate__(), "process_group": None}
 
     def extra_repr(self) -> str:
-        options = (
-            "temperature",
-            "ignore_index",
-            "num_negatives",
-            "negative_reduction",
-            "pixel_anchor_weight",
-            "label_sampling",
-        )
-        shown = [f"num_classes={self.num_classes}", f"embedding_dim={self.embedding_dim}"]
-        shown += [f"{name}={getattr(self, name)!r}" for name in options]
-        return ", ".join([*shown, f"reduction={self.reduction!r}", f"backend={self.backend!r}"])
+        options = (name for name in CALL_OPTIONS if name not in ("seed", "process_group"))
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in ("num_classes", "embedding_dim", *options))

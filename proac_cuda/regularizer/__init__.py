@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,11 @@ from .layouts import (
     tokens_to_map,
 )
 from .tap import Kept, Tap, find_layer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ..stages.options import ModuleOptions
 
 __all__ = ["ProACRegularizer", "ProjectionHead"]
 
@@ -100,7 +105,7 @@ class ProACRegularizer(nn.Module):
         select: Callable[[Any], Any] | None = None,
         layout: str | None = None,
         example: Any = None,
-        **options: Any,
+        **options: Unpack[ModuleOptions],
     ) -> None:
         super().__init__()
         if not isinstance(layer, str):

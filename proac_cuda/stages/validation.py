@@ -188,12 +188,12 @@ def check_options(
     num_negatives: Any,
     negative_reduction: Any,
     pixel_anchor_weight: Any,
+    label_sampling: Any,
     seed: Any,
     reduction: Any,
     process_group: Any,
-    label_sampling: Any,
 ) -> tuple[int, int | None, int | Tensor | None]:
-    """The options which do not depend on the tensors of a call; the module checks them when it is made.
+    """The :class:`~proac_cuda.stages.options.LossOptions`; the module checks them when it is made.
 
     Gives ignore_index, num_negatives and seed, NumPy's integers as ints.
     """
