@@ -20,9 +20,9 @@ from .layouts import (
     pick,
     refuse_doubtful_map,
     shape_text,
-    tokens_to_map,
 )
 from .tap import Kept, Tap, find_layer
+from .tokens import tokens_to_map
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -6,7 +6,7 @@ proportions speak for that, it is an error which asks for the layout.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from ..stages.validation import have_same_proportions
+from .tokens import is_scaled
 
 LAYOUTS = ("channels_first", "channels_last", "tokens")
 
@@ -116,65 +117,10 @@ def refuse_doubtful_map(features: Tensor, labels: Tensor, layer: str) -> None:
     if len(size) != features.ndim - 2 or len(size) == 1:
         return
     is_first, is_last = (have_same_proportions(size, grid) for grid in (features.shape[2:], features.shape[1:-1]))
-    if (is_last and not is_first) or _is_scaled(features.shape[1:-1], size):
+    if (is_last and not is_first) or is_scaled(features.shape[1:-1], size):
         first = "and as well" if is_first else "but not"
         raise ValueError(
             f"layer {layer!r}: its output {tuple(features.shape)} has the proportions of labels {tuple(labels.shape)} if "
             f'channels are at the end, {first} if they are axis 1; say which: layout="channels_last" or '
             'layout="channels_first"'
         )
-
-
-def tokens_to_map(tokens: Tensor, labels: Tensor, layer: str) -> Tensor:
-    r"""(B, N, C) as (B, C, \*grid): the one grid in the labels' proportions, exactly or nearly (patches cross the border).
-
-    In front there may be a class token, a distillation token beside it, or four register tokens; not where the labels have
-    one axis, since any number of tokens would do.
-    """
-    count, size = tokens.shape[1], tuple(labels.shape[1:])
-    for proportions in (_is_scaled, _is_patched):
-        found = [
-            (prefix, grid)
-            for prefix in ((0, 1, 2, 5) if len(size) > 1 else (0,))
-            for grid in _grids(count - prefix, len(size))
-            if proportions(grid, size)
-        ]
-        if len(found) == 1:
-            prefix, grid = found[0]
-            laid_out: Tensor = tokens[:, prefix:].transpose(1, 2).unflatten(2, grid)
-            return laid_out
-        if found:
-            break
-    found_text = "; they could be " + ", or ".join(f"{grid} after {prefix} others" for prefix, grid in found)
-    raise ValueError(
-        f"layer {layer!r}: {count} tokens do not make one grid in the proportions of labels {tuple(labels.shape)}"
-        f"{found_text if found else ''}; pass select= to make them a map (B, C, H, W)"
-    )
-
-
-def _grids(count: int, axes: int) -> Iterator[tuple[int, ...]]:
-    """All sizes of that many axes with that many elements."""
-    if axes == 1 and count > 0:
-        yield (count,)
-    elif axes > 1:
-        for first in range(1, count + 1):
-            if count % first == 0:
-                yield from ((first, *rest) for rest in _grids(count // first, axes - 1))
-
-
-def _is_scaled(grid: Sequence[int], size: Sequence[int]) -> bool:
-    """Whether both have the same proportions, exactly."""
-    return all(a > 0 and a * size[0] == b * grid[0] for a, b in zip(grid, size, strict=True))
-
-
-def _is_patched(grid: Sequence[int], size: Sequence[int]) -> bool:
-    """Whether patches of some whole size cover the labels, those at the border left out, or padded, along all axes alike."""
-    return any(
-        tuple(grid) == covered
-        for patch in range(1, max(size) + 1)
-        for covered in (
-            tuple(b // patch for b in size),
-            tuple(-(-b // patch) for b in size),
-            tuple(b // patch + 1 for b in size),  # convolutions padded by half a patch
-        )
-    )
