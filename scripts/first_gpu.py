@@ -28,12 +28,17 @@ PYTHON = sys.executable
 TOTAL = 470  # seconds
 # The most telling first: whoever runs out of time has seen those.
 TESTS = [
-    f"tests/test_{name}.py" for name in ("real_sizes", "gpu", "gpu_graphs", "against_oracle", "behaviour", "pixels")
+    *(f"tests/kernels/test_{name}.py" for name in ("real_sizes", "gpu", "gpu_graphs", "against_oracle", "pixels")),
+    "tests/api/test_behaviour.py",
 ]
 MORE_TESTS = [
-    f"tests/test_{n}.py" for n in ("bad_input", "module_and_compat", "workers", "properties", "fuzz", "compile")
+    *(f"tests/api/test_{name}.py" for name in ("bad_input", "module_and_compat", "workers", "compile")),
+    *(f"tests/kernels/test_{name}.py" for name in ("properties", "fuzz")),
 ]
-CPU_TESTS = [f"tests/test_{name}.py" for name in ("against_oracle", "cpp_kernels", "behaviour", "pixels")]
+CPU_TESTS = [
+    *(f"tests/kernels/test_{name}.py" for name in ("against_oracle", "cpp_kernels", "pixels")),
+    "tests/api/test_behaviour.py",
+]
 #: Of each backend: its device's tests run in so many processes side by side. Triton compiles its kernels in them.
 SHARDS = {"cuda": 2, "triton": 8, "reference": 1}
 
@@ -116,7 +121,7 @@ def steps(options: argparse.Namespace, found: dict, work: Path) -> list[Step]:
     benchmark = ["--gpu", "--memory-cap", str(max(2, int(gpu["gib"] / 4)))] if gpu else ["--tiny", "--device", "cpu"]
     profile = [PYTHON, "scripts/profile_calls.py"]
     ncu = ["ncu", "--force-overwrite", "--export", report, "--set", "full", "--clock-control", "none"]
-    ptx = [PYTHON, "-m", "pytest", "tests/test_gpu.py", "-k", "ptx", "-q", "--exhaustive"]
+    ptx = [PYTHON, "-m", "pytest", "tests/kernels/test_gpu.py", "-k", "ptx", "-q", "--exhaustive"]
     sanitizer = "compute-sanitizer"
     return [
         Step("environment", ["bash", "-c", machine], 15, note=machine_note),

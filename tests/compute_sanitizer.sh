@@ -4,7 +4,7 @@
 #     tests/compute_sanitizer.sh [TOOL ...] [-- PYTEST ARGUMENT ...]
 #
 # TOOL: memcheck, racecheck, synccheck, initcheck; without, all four. The tests are one call of every path of the kernels, or
-# what the pytest arguments say, for example `-- tests/test_against_oracle.py`. Fails if any tool finds something or cannot run.
+# what the pytest arguments say, for example `-- tests/kernels/test_against_oracle.py`. Fails if any tool finds something or cannot run.
 # Needs a GPU and the CUDA toolkit. PYTHON names the interpreter of the environment in which the package is installed.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -17,7 +17,7 @@ while [[ $# -gt 0 && $1 != -- ]]; do tools+=("$1"); shift; done
 [[ ${#tools[@]} -gt 0 ]] || tools=(memcheck racecheck synccheck initcheck)
 shift || true
 tests=("$@")
-[[ ${#tests[@]} -gt 0 ]] || tests=(tests/test_real_sizes.py -k test_every_path)
+[[ ${#tests[@]} -gt 0 ]] || tests=(tests/kernels/test_real_sizes.py -k test_every_path)
 
 # Memory from cudaMalloc itself: inside PyTorch's cached blocks an access past the end of a tensor would go unseen.
 export PYTORCH_NO_CUDA_MEMORY_CACHING=1

@@ -21,10 +21,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import torch  # noqa: E402
 
 import ptx_replay  # noqa: E402
+from cuda_comparison import ORDERS, compare  # noqa: E402
 from cuda_on_cpu import build  # noqa: E402
 from cuda_on_cpu import stages as kernels  # noqa: E402
 from stage_comparison import make_case  # noqa: E402
-from test_cuda_source import ORDERS, compare  # noqa: E402
 
 # A wrong result or a race; a deadlock or a misuse that the CPU build sees; a fault in the PTX interpreter.
 FINDINGS = ("AssertionError", "RuntimeError", "Fault")
@@ -59,7 +59,7 @@ def run_orders(mutant: int) -> None:
 
 def run_races(mutant: int) -> None:
     """The same launches in PTX, under the race detector."""
-    from test_cuda_ptx import Call
+    from ptx_call import Call
 
     for dtype in (torch.bfloat16, torch.float32):
         case = make_case(dtype, 72, 19, spatial=(300,), batch=1, weights=True)

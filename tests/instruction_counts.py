@@ -31,8 +31,8 @@ class Count(NamedTuple):
 
 def counts(dtype: torch.dtype, num_classes: int, pixels: int = PIXELS) -> dict[str, Count]:
     """Of the kernel that reads the features, forward and backward."""
+    from ptx_call import Call
     from stage_comparison import make_case
-    from test_cuda_ptx import Call
 
     case = make_case(dtype, 256, num_classes, spatial=(16, pixels // 16), batch=1)
     case["labels"][:] = torch.arange(pixels // 16 * 16).view(16, -1) // 16 * 7 % num_classes

@@ -33,5 +33,5 @@ for isa in ${PROAC_SANITIZE_ISA:-baseline avx2 avx512 amx}; do
     continue
   fi
   PROAC_CPU_ISA=$isa "$python" -m pytest -q -p no:cacheprovider --backend cpp -k "not memory and not instruction_set" \
-    "$@" tests/test_cpp_kernels.py tests/test_against_oracle.py tests/test_behaviour.py
+    "$@" tests/kernels/test_cpp_kernels.py tests/kernels/test_against_oracle.py tests/api/test_behaviour.py
 done

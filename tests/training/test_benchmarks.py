@@ -25,7 +25,7 @@ from benchmarks.run import Runner, first_call_counts, relative_errors
 from benchmarks.sweeps import PLANS
 from benchmarks.timing import CpuClock, CudaClock, Effort, GraphCall, Spread, alternate, by_speed
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SMALL = Problem("small", (2, 12, 6, 7), 5)
 ROWS = Problem("rows", (70, 12), 5)
 VOLUME = Problem("volume", (1, 6, 3, 4, 5), 3)

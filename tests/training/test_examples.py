@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PACKAGES = {
     "deeplab_torchvision": ["torchvision"],
     "head_mmsegmentation": ["mmseg", "mmcv", "ftfy", "regex"],

@@ -14,7 +14,7 @@ import torch
 pytest.importorskip("transformers", reason="pip install '.[frameworks]'")
 pytest.importorskip("accelerate", reason="pip install '.[frameworks]'")
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 EXAMPLE = HERE.parent / "examples" / "segformer_transformers.py"
 
 

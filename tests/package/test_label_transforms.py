@@ -10,7 +10,7 @@ import torch
 
 import label_transforms
 
-PAGE = Path(__file__).parent.parent / "docs" / "using" / "frameworks.md"
+PAGE = Path(__file__).parents[2] / "docs" / "using" / "frameworks.md"
 
 
 def _first(line: str) -> str:

@@ -12,15 +12,15 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 FILES = [
-    "test_against_oracle.py",
-    "test_behaviour.py",
-    "test_bad_input.py",
-    "test_properties.py",
-    "test_triton_interpreter.py",
-    "test_triton_bounds.py",
+    "kernels/test_against_oracle.py",
+    "api/test_behaviour.py",
+    "api/test_bad_input.py",
+    "kernels/test_properties.py",
+    "kernels/test_triton_interpreter.py",
+    "kernels/test_triton_bounds.py",
 ]
 
 

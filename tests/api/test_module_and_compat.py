@@ -15,7 +15,7 @@ import proac_cuda
 from proac_cuda import ProACLoss
 from proac_cuda.compat import PixelContrastLoss
 
-GOLDEN = sorted((Path(__file__).parent / "data").glob("*.npz"))
+GOLDEN = sorted((Path(__file__).parents[1] / "data").glob("*.npz"))
 
 
 def test_prototypes_are_a_float32_buffer_that_travels():

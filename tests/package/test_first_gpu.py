@@ -18,7 +18,7 @@ import first_gpu
 import gpu_tests
 from steps import FAILED, LEFT_OUT, MOST_BYTES, MOST_FILES, PASSED, TOO_LONG, Drill, Step, shortened
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def drill(tmp_path: Path, total: float = 60, gpu: bool = False) -> Drill:

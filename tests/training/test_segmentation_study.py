@@ -254,7 +254,7 @@ def test_a_study_that_is_killed_again_and_again(tmp_path):
         "from dataclasses import replace; from pathlib import Path; import test_segmentation_study as t\n"
         f"t.toy_study(Path({str(tmp_path / 'killed')!r}), replace(t.TINY, iterations=120), 1)\n"
     )
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     checkpoints = tmp_path / "killed" / "checkpoints"
     seen: set[tuple[str, int]] = set()
     for _ in range(4):

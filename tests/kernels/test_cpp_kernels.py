@@ -23,6 +23,7 @@ pytestmark = pytest.mark.skipif(
     not proac_cuda.available_backends()["cpp"].can_run, reason=proac_cuda.available_backends()["cpp"].reason
 )
 
+TESTS = Path(__file__).resolve().parents[1]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 
@@ -251,8 +252,7 @@ def test_each_instruction_set(isa: str) -> None:
     if "has no kernels" in probe.stderr:
         pytest.skip(f"this CPU has no {isa}")
     assert probe.stdout.split() == [isa], probe.stderr
-    here = Path(__file__).parent
-    files = [str(here / "test_against_oracle.py"), str(here / "test_behaviour.py"), __file__]
+    files = [str(TESTS / "kernels" / "test_against_oracle.py"), str(TESTS / "api" / "test_behaviour.py"), __file__]
     tests = _forced(isa, "-m", "pytest", "-q", "--backend", "cpp", "-k", "not memory", "-p", "no:cacheprovider", *files)
     assert tests.returncode == 0, tests.stdout[-3000:]
 
@@ -294,7 +294,7 @@ def test_memory_per_pixel(options: str) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the script preloads the sanitizers' library")
 def test_sanitizers_find_nothing() -> None:
-    script = Path(__file__).parent / "sanitize.sh"
+    script = TESTS / "sanitize.sh"
     result = subprocess.run(
         ["bash", str(script)],
         env={**os.environ, "PYTHON": sys.executable},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import shutil
 import subprocess
@@ -17,7 +16,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import proac_cuda
-import stage_comparison
 from label_positions import MODES, assert_reads_as_interpolate
 from proac_cuda import stages
 from stage_comparison import OPTIONS, make_case
@@ -25,19 +23,10 @@ from stage_comparison import OPTIONS, make_case
 if shutil.which("g++") is None:
     pytest.skip("g++ is not installed: the kernels' source cannot be compiled", allow_module_level=True)
 pytest.importorskip("pybind11")
+from cuda_comparison import ORDERS, compare  # noqa: E402
 from cuda_on_cpu import stages as kernels  # noqa: E402
 
 TYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
-ORDERS = [(0, 1), (1, 1), *((2, seed) for seed in range(1, 6))]  # ascending, descending, five random ones
-
-
-compare = functools.partial(stage_comparison.compare, kernels)
-
-
-@pytest.fixture(autouse=True)
-def default_options() -> Any:
-    yield
-    kernels.module.set_options()
 
 
 @pytest.mark.parametrize("layout", ["planes", "channels_last", "slice"])
@@ -360,6 +349,6 @@ def test_under_sanitizers() -> None:
         str(Path(__file__).resolve()),
     ]
     done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, cwd=Path(__file__).resolve().parent.parent
+        command, env=environment, capture_output=True, text=True, cwd=Path(__file__).resolve().parents[2]
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

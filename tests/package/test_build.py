@@ -15,7 +15,7 @@ import pytest
 
 from proac_cuda.backends import extension
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 LIBRARIES = sorted((ROOT / "proac_cuda").glob("_C*.so"))
 
 

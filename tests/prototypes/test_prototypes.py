@@ -30,7 +30,7 @@ from proac_cuda.prototypes import (
 )
 from proac_cuda.prototypes.bounds import best_lower_bound
 
-with open(Path(__file__).parent / "data" / "spherical_codes.csv", newline="") as stream:
+with open(Path(__file__).parents[1] / "data" / "spherical_codes.csv", newline="") as stream:
     CODES = [(int(row["K"]), int(row["D"]), float(row["max_cos"]), row["status"]) for row in csv.DictReader(stream)]
 
 

@@ -15,7 +15,7 @@ import torch
 from proac_cuda import prototype_certificate
 from proac_cuda.reference import proac_loss
 
-PAGE = Path(__file__).parent.parent / "docs" / "pages" / "explained"
+PAGE = Path(__file__).parents[2] / "docs" / "pages" / "explained"
 BROWSER = next((path for path in map(shutil.which, ("chromium", "google-chrome", "chromium-browser")) if path), None)
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome on the path")
 QUIET = [

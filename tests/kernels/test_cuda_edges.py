@@ -14,15 +14,9 @@ from proac_cuda import stages
 if shutil.which("g++") is None:
     pytest.skip("g++ is not installed: the kernels' source cannot be compiled", allow_module_level=True)
 pytest.importorskip("pybind11")
+from cuda_comparison import compare  # noqa: E402
 from cuda_on_cpu import stages as kernels  # noqa: E402
 from stage_comparison import close, make_case  # noqa: E402
-from test_cuda_source import compare  # noqa: E402
-
-
-@pytest.fixture(autouse=True)
-def default_options() -> Any:
-    yield
-    kernels.module.set_options()
 
 
 def backward(case: dict[str, Any], features: bool = True, prototypes: bool = True) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ import proac_cuda
 from compare import assert_gradient_close, assert_loss_close
 from gpu_problem import OPTIONS, make, same, step
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no CUDA device"),
