@@ -73,46 +73,58 @@ def forms(shape: tuple[int, ...], classes: int) -> tuple[Problem, ...]:
     return (*maps, Problem("rows (N, D)", (pixels, shape[1]), classes))
 
 
+def every_respect(
+    real: Iterable[Problem],
+    crop: tuple[int, ...],
+    exponents: Iterable[int],
+    exponent: int,
+    channels: Iterable[int],
+    classes: Iterable[int],
+    sampled: Iterable[tuple[int, Iterable[int | None]]],
+    small: tuple[str, ...],
+    exact: tuple[str, ...],
+    lean: tuple[str, ...],
+) -> tuple[Sweep, ...]:
+    """A sweep for each respect in which problems differ: around ``crop``, and around a map of 2^exponent pixels."""
+    pixels = crop[0] * crop[2] * crop[3]
+    dtypes = ("float32", "bfloat16", "float16", "float64")
+    drawn = tuple(problem for k, counts in sampled for problem in negatives(crop, k, counts))
+    return (
+        Sweep("crops", "real use", tuple(real), EVERYONE, memory=True),
+        Sweep("pixels", "D = 32, K = 19", tuple(square(n, 32, 19) for n in exponents), small, memory=True),
+        Sweep(
+            "channels",
+            f"K = 19, 2^{exponent} pixels",
+            tuple(square(exponent, d, 19, f"D = {d}") for d in channels),
+            LEAN,
+        ),
+        Sweep(
+            "classes",
+            f"D = 256, 2^{exponent} pixels",
+            tuple(square(exponent, 256, k, f"K = {k}") for k in classes),
+            exact,
+        ),
+        Sweep("dtypes", f"{crop}, K = 19", tuple(Problem(d, crop, 19, dtype=d) for d in dtypes), lean),
+        Sweep("layouts", f"{pixels:,} pixels, D = 256, K = 19", forms(crop, 19), OWN),
+        Sweep("negatives", f"{crop}", drawn, OWN),
+    )
+
+
 def full() -> Plan:
     """About a quarter of an hour on two cores."""
-    crop = (4, 256, 128, 128)
-    large = Problem("large map", (2, 64, 512, 512), 19)
-    sampled = (None, 256, 1024, 4096, 16384, 65536)
+    counts = (None, 256, 1024, 4096, 16384, 65536)
     return Plan(
-        (
-            Sweep("crops", "real use", (*crops(4), large), EVERYONE, memory=True),
-            Sweep(
-                "pixels",
-                "D = 32, K = 19",
-                tuple(square(n, 32, 19) for n in (12, 13, 14, 16, 18, 20, 22)),
-                ONE_COMPILED,
-                memory=True,
-            ),
-            Sweep(
-                "channels",
-                "K = 19, 2^15 pixels",
-                tuple(square(15, d, 19, f"D = {d}") for d in (32, 64, 128, 256, 512, 768)),
-                LEAN,
-            ),
-            Sweep(
-                "classes",
-                "D = 256, 2^15 pixels",
-                tuple(square(15, 256, k, f"K = {k}") for k in (2, 19, 150, 1000)),
-                EXACT,
-            ),
-            Sweep(
-                "dtypes",
-                "(4, 256, 128, 128), K = 19",
-                tuple(Problem(d, crop, 19, dtype=d) for d in ("float32", "bfloat16", "float16", "float64")),
-                LEAN,
-            ),
-            Sweep("layouts", "65,536 pixels, D = 256, K = 19", forms(crop, 19), OWN),
-            Sweep(
-                "negatives",
-                "(4, 256, 128, 128)",
-                (*negatives(crop, 19, sampled), *negatives(crop, 150, sampled)),
-                OWN,
-            ),
+        every_respect(
+            real=(*crops(4), Problem("large map", (2, 64, 512, 512), 19)),
+            crop=(4, 256, 128, 128),
+            exponents=(12, 13, 14, 16, 18, 20, 22),
+            exponent=15,
+            channels=(32, 64, 128, 256, 512, 768),
+            classes=(2, 19, 150, 1000),
+            sampled=((19, counts), (150, counts)),
+            small=ONE_COMPILED,
+            exact=EXACT,
+            lean=LEAN,
         ),
         fast=Effort(1.2, 5, 20),
         slow=Effort(4.0, 2, 5),
@@ -123,28 +135,18 @@ def full() -> Plan:
 
 def quick() -> Plan:
     """Under three minutes on two cores: smaller batches, fewer of everything, the compiled forms on one problem."""
-    crop = (1, 256, 128, 128)
     return Plan(
-        (
-            Sweep("crops", "real use", (next(iter(crops(2))),), EVERYONE, memory=True),
-            Sweep("pixels", "D = 32, K = 19", tuple(square(n, 32, 19) for n in (12, 15, 18)), EAGER, memory=True),
-            Sweep(
-                "channels",
-                "K = 19, 2^14 pixels",
-                tuple(square(14, d, 19, f"D = {d}") for d in (32, 768)),
-                LEAN,
-            ),
-            Sweep(
-                "classes", "D = 256, 2^14 pixels", tuple(square(14, 256, k, f"K = {k}") for k in (2, 150, 1000)), LEAN
-            ),
-            Sweep(
-                "dtypes",
-                "(1, 256, 128, 128), K = 19",
-                tuple(Problem(d, crop, 19, dtype=d) for d in ("float32", "bfloat16", "float16", "float64")),
-                OWN,
-            ),
-            Sweep("layouts", "16,384 pixels, D = 256, K = 19", forms(crop, 19), OWN),
-            Sweep("negatives", "(1, 256, 128, 128)", tuple(negatives(crop, 150, (None, 256, 4096))), OWN),
+        every_respect(
+            real=(next(iter(crops(2))),),
+            crop=(1, 256, 128, 128),
+            exponents=(12, 15, 18),
+            exponent=14,
+            channels=(32, 768),
+            classes=(2, 150, 1000),
+            sampled=((150, (None, 256, 4096)),),
+            small=EAGER,
+            exact=LEAN,
+            lean=OWN,
         ),
         fast=Effort(0.3, 3, 7),
         slow=Effort(0, 1, 1),
