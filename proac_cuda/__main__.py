@@ -286,6 +286,7 @@ def _positive(text: str) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status."""
     parser = argparse.ArgumentParser(prog="python -m proac_cuda", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     subparsers = [

@@ -1,5 +1,6 @@
-"""Seeing what the loss sees of each class: over training, to a picture or TensorBoard; what of the labels it does not see;
-and the prototypes' cosines.
+"""Seeing what the loss sees of each class, what of the labels it does not see, and the prototypes' cosines.
+
+Over training, as a picture or in TensorBoard.
 
 Pictures need matplotlib (``pip install matplotlib``), TensorBoard its own package; neither is imported before it is used.
 """

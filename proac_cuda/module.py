@@ -224,5 +224,6 @@ class ProACLoss(KeepsInitialValues):
         return {**super().__getstate__(), "process_group": None}
 
     def extra_repr(self) -> str:
+        """The sizes and options, as nn.Module's repr shows them."""
         options = (name for name in CALL_OPTIONS if name not in ("seed", "process_group"))
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in ("num_classes", "embedding_dim", *options))

@@ -1,10 +1,10 @@
-"""The loss in plain PyTorch: every formula of it, in one file. The truth that each kernel is compared with.
+r"""The loss in plain PyTorch: every formula of it, in one file. The truth that each kernel is compared with.
 
 x_i are the features of pixel i, p_k the prototype of class k, y_i the label and w_i the weight of a pixel::
 
     xhat_i = x_i / |x_i|    phat_k = p_k / |p_k|    S_ki = <phat_k, xhat_i> / tau                                    (1)
     V = {i : 0 <= y_i < K, y_i != ignore_index, w_i > 0}     P_k = {i in V : y_i = k}
-    N_k = V \\ P_k, or the num_negatives members of it with the smallest (random key, pixel index)                    (2)
+    N_k = V \ P_k, or the num_negatives members of it with the smallest (random key, pixel index)                    (2)
     W_k = sum_{P_k} w_i      log Z_k = log sum_{N_k} w_j exp(S_kj)                                                   (3)
     L_k = (1/W_k) sum_{P_k} w_i softplus(log Z_k - S_ki)      ("mean" negatives: log Z_k - log sum_{N_k} w_j)        (4)
     L_pix = sum_V w_i (logsumexp_c S_ci - S_{y_i,i}) / sum_V w_i                                                     (5)
@@ -98,7 +98,7 @@ def select_negatives(
     ignore_index: int,
     nearest_exact: bool = False,
 ) -> Tensor:
-    """(2): the last member of each N_k in (key, index) order, (K, 2) int64; (2^32, 0) where all of V \\ P_k is taken."""
+    r"""(2): the last member of each N_k in (key, index) order, (K, 2) int64; (2^32, 0) where all of V \ P_k is taken."""
     dtype = compute_dtype(features)
     pixels = read_pixels(labels, pixel_weight, features.shape[2:], num_classes, ignore_index, dtype, nearest_exact)
     index = pixels.label.flatten().ge(0).nonzero().squeeze(1)

@@ -79,6 +79,7 @@ def pick(output: Any) -> tuple[Any, bool]:
 
 
 def check_layout(layout: Any) -> None:
+    """One of the layouts, or None."""
     if layout is not None and layout not in LAYOUTS:
         raise ValueError(f"layout: expected {', '.join(map(repr, LAYOUTS))} or None, got {layout!r}")
 
@@ -101,6 +102,7 @@ def layout_of(features: Tensor, layout: str | None, kind: Kind, layer: str) -> s
 
 
 def channel_axis(layout: str) -> int:
+    """Which axis of the output the channels are."""
     return 1 if layout == "channels_first" else -1
 
 

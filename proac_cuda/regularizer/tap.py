@@ -45,6 +45,7 @@ class Tap:
         self.passes: list[_Pass] = []  # with gradients, since the last call
 
     def __call__(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        """The forward hook: keep the output, if it belongs to a step."""
         if getattr(module, "_is_replica", False):
             raise RuntimeError(
                 "ProACRegularizer: torch.nn.DataParallel runs the layer in several threads, each on a part of the batch; "
@@ -74,6 +75,7 @@ class Tap:
 
     @property
     def is_empty(self) -> bool:
+        """Whether no pass has been kept."""
         return self.with_gradients is None and self.without is None
 
     def take(self) -> Kept:

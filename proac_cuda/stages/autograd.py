@@ -218,6 +218,7 @@ class ProACFunction(_Function):
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor | None, *unused: Any) -> tuple[Tensor | None, ...]:
+        """Stage (iii): the gradients of the features and of the prototypes."""
         nothing = (None,) * (2 + NUM_TENSORS + 1)
         if grad_loss is None:
             return nothing
@@ -252,6 +253,7 @@ class ProACFunction(_Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
+        """There is none."""
         raise RuntimeError(
             "proac_loss has no forward-mode derivative (torch.func.jvp, jacfwd, hessian, forward_ad): "
             "use reverse mode, .backward(), torch.func.grad, vjp or jacrev"
