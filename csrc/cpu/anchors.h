@@ -92,7 +92,7 @@ struct Anchors {
 
   // A left factor of the tile unit, as AnchorView has it: each value as the sum of two bfloat16 numbers.
   std::vector<uint16_t> split(int64_t rows, int64_t length, int64_t row_stride, int64_t stride) const {
-    const int64_t steps = tile_steps(length), tile = kTileRows * kTileStep;
+    const int64_t steps = tile_steps(length), tile = int64_t{kTileRows} * kTileStep;
     std::vector<uint16_t> tiles((rows + kTileRows - 1) / kTileRows * steps * 2 * tile);
     for (int64_t r = 0; r < rows; ++r) {
       for (int64_t n = 0; n < length; ++n) {

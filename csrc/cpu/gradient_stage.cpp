@@ -99,7 +99,7 @@ std::tuple<Tensor, Tensor> loss_gradients_of(const Tensor& features, const Pixel
   }
   call.pixels = pixels.view;
   std::optional<Thresholds<T>> sorted;
-  if (thresholds) {
+  if (thresholds && rng_state) {
     sorted.emplace(data<int64_t>(dense(*thresholds)), classes);
     call.sample = sorted->view(data<int64_t>(dense(*rng_state)));
   }

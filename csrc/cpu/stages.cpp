@@ -32,7 +32,7 @@ std::tuple<Tensor, Tensor, Tensor> class_statistics_of(const Tensor& features, c
   call.features.data = const_cast<void*>(features.const_data_ptr());
   call.pixels = pixels.view;
   std::optional<Thresholds<T>> sorted;
-  if (thresholds) {
+  if (thresholds && rng_state) {
     sorted.emplace(data<int64_t>(dense(*thresholds)), classes);
     call.sample = sorted->view(data<int64_t>(dense(*rng_state)));
   }
