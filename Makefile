@@ -24,14 +24,11 @@ lint: $(VENV)/.test
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 	git ls-files '*.cpp' '*.h' '*.cu' '*.cuh' '*.cc' | xargs -r $(BIN)/clang-format --dry-run --Werror
 
-# clang-tidy over the C++ sources: some minutes. Not in `make test`.
+# clang-tidy over the C++ sources, as they were compiled: some minutes. Not in `make test`.
 tidy: $(VENV)/.test
 	$(BIN)/pip install --quiet clang-tidy
-	$(BIN)/clang-tidy --quiet $$(git ls-files 'csrc/*.cpp') -- -std=c++20 -fno-math-errno -DPROAC_X86_KERNELS \
-	  -DTORCH_TARGET_VERSION=0x020a000000000000ULL -DTORCH_STABLE_ONLY \
-	  $$($(BIN)/python -c 'from torch.utils.cpp_extension import include_paths; print(*("-isystem " + path for path in include_paths()))') \
-	  -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512bf16 -mamx-tile -mamx-bf16 -mfma -mf16c \
-	  $(if $(CUDA_HOME),-DUSE_CUDA -isystem $(CUDA_HOME)/include)
+	$(BIN)/ninja -C build/temp.* -t compdb > build/compile_commands.json
+	$(BIN)/clang-tidy --quiet -p build $$(git ls-files 'csrc/*.cpp')
 
 # The documentation site, in site/: open site/index.html.
 docs: $(VENV)/.docs

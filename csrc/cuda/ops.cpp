@@ -96,7 +96,7 @@ Pixels describe(const Tensor& at, int64_t first_axis, const Tensor& labels, cons
 }
 
 Sampling describe(const OptionalTensor& thresholds, const OptionalTensor& rng_state) {
-  if (!thresholds) return {nullptr, nullptr};
+  if (!thresholds || !rng_state) return {nullptr, nullptr};
   return {static_cast<const int64_t*>(thresholds->const_data_ptr()),
           static_cast<const int64_t*>(rng_state->const_data_ptr())};
 }

@@ -79,19 +79,19 @@ def why_not_cuda(device: torch.device) -> str | None:
     """Why the compiled CUDA kernels cannot run on ``device``, or None."""
     if _load_error:
         return _load_error
-    if "cuda" not in build_info():
+    reason: str | None = _why_not_device(device.index)
+    return reason
+
+
+@torch.compiler.assume_constant_result  # the op that tells what was built returns no tensor
+def _why_not_device(index: int | None) -> Any:  # str or None; PyTorch's decorator is untyped
+    built = build_info()
+    if "cuda" not in built:
         return "the extension was built without CUDA kernels"
     if torch.version.cuda is None:
         return "this PyTorch was built without CUDA"
     if not torch.cuda.is_available():
         return "PyTorch sees no CUDA device"
-    reason: str | None = _why_not_device(device.index)
-    return reason
-
-
-@torch.compiler.assume_constant_result
-def _why_not_device(index: int | None) -> Any:  # str or None; PyTorch's decorator is untyped
-    built = build_info()
     return why_not_driver(built["driver"], built["runtime"]) or why_not_capability(
         torch.cuda.get_device_capability(index), built["cuda"]
     )
