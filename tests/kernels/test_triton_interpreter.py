@@ -31,7 +31,8 @@ def _environment(**changes: str) -> dict[str, str]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(INTERPRETED, reason="this is the process with the interpreter")
-def test_the_suite_in_the_interpreter():
+@pytest.mark.parametrize("file", FILES)
+def test_the_suite_in_the_interpreter(file):
     command = [
         sys.executable,
         "-m",
@@ -50,7 +51,7 @@ def test_the_suite_in_the_interpreter():
         "error::DeprecationWarning",
     ]
     done = subprocess.run(
-        [*command, *FILES], cwd=ROOT / "tests", env=_environment(TRITON_INTERPRET="1"), capture_output=True, text=True
+        [*command, file], cwd=ROOT / "tests", env=_environment(TRITON_INTERPRET="1"), capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     assert " passed" in done.stdout and " failed" not in done.stdout
