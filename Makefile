@@ -52,7 +52,7 @@ $(VENV)/.demo: $(VENV)/.torch $(SOURCES)
 
 $(VENV)/.test: $(VENV)/.torch $(SOURCES)
 	@echo "Compiling the kernels, those for CUDA too where nvcc is found (some minutes) ..."
-	$(BIN)/pip install --quiet --no-build-isolation --editable ".[test,demo,dev]"
+	$(BIN)/pip install --quiet --no-build-isolation --editable ".[test,study,dev]"
 	touch $@
 
 $(VENV)/.docs: $(VENV)/.torch $(SOURCES)

@@ -101,6 +101,18 @@ def parser() -> argparse.ArgumentParser:
     study.add_argument("--device", default="cpu", help="(%(default)s)")
     study.add_argument("--output", type=Path, default=Path("results/study"), help="folder (%(default)s)")
 
+    street = commands.add_parser(
+        "camvid",
+        help="street scenes and a pretrained network, with enough seeds",
+        description="Train what is not yet in OUTPUT, and write OUTPUT/report.md. What is compared was fixed before: "
+        "camvid_protocol.md. It can be stopped at any point and started again.",
+    )
+    street.add_argument("--root", type=Path, required=True, help="the folder CamVid; camvid.py says how to get it")
+    street.add_argument("--part", choices=("main", "choices", "supervised"), default="main", help="(%(default)s)")
+    street.add_argument("--seeds", type=_seeds, nargs="+", help="such as 100-103 (those of the protocol)")
+    street.add_argument("--jobs", type=_positive, default=1, help="processes of one thread each (%(default)s)")
+    street.add_argument("--output", type=Path, default=Path("results/camvid"), help="folder (%(default)s)")
+
     report = commands.add_parser("report", help="Markdown and pictures from a study's log")
     report.add_argument("--runs", type=Path, default=Path("results/study"), help="folder of the study (%(default)s)")
     report.add_argument("--output", type=Path, help="folder to write into (that of the study)")
@@ -182,6 +194,17 @@ def report(args: argparse.Namespace, console: Console) -> None:
     console.print(f"{output / 'report.md'}: {len(records)} runs, {len(pictures)} pictures")
 
 
+def camvid(args: argparse.Namespace, console: Console) -> None:
+    """The command `camvid`."""
+    from .camvid_study import report, run_part  # which needs pandas
+
+    seeds = None if args.seeds is None else list(dict.fromkeys(seed for some in args.seeds for seed in some))
+    run_part(args.part, args.root, args.output, seeds, args.jobs)
+    text = report(args.output)
+    (args.output / "report.md").write_text(text, encoding="utf-8")
+    console.print(text, soft_wrap=True)
+
+
 def cost(console: Console) -> None:
     """The command `cost`."""
     torch.set_num_threads(1)
@@ -201,6 +224,8 @@ def main(arguments: list[str] | None = None) -> int:
             study(args, console)
         elif args.command == "report":
             report(args, console)
+        elif args.command == "camvid":
+            camvid(args, console)
         elif args.command == "cost":
             cost(console)
         else:

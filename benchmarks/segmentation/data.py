@@ -229,12 +229,7 @@ class ResizedDataset:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Sample:
-        image, label = (Image.fromarray(array) for array in self.dataset[index])
-        height, width = self.size
-        return (
-            np.array(image.resize((width, height), Image.Resampling.BILINEAR)),
-            np.array(label.resize((width, height), Image.Resampling.NEAREST)),
-        )
+        return resize(self.dataset[index], self.size)
 
 
 def check_labels(data: Splits) -> None:
@@ -277,8 +272,25 @@ def to_tensor(image: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float().div_(64.0).sub_(2.0)
 
 
-def augment(sample: Sample, crop: tuple[int, int], rng: np.random.Generator) -> Sample:
-    """A random crop (height, width) and a random horizontal flip; what a small image lacks is ignored pixels."""
+def resize(sample: Sample, size: tuple[int, int]) -> Sample:
+    """A sample at another size (height, width): the image bilinear, labels by the nearest pixel."""
+    image, label = (Image.fromarray(array) for array in sample)
+    shape = size[::-1]
+    return (
+        np.array(image.resize(shape, Image.Resampling.BILINEAR)),
+        np.array(label.resize(shape, Image.Resampling.NEAREST)),
+    )
+
+
+def augment(sample: Sample, crop: tuple[int, int], rng: np.random.Generator, enlarge: float = 1.0) -> Sample:
+    """A random crop (height, width) and a random horizontal flip; what a small image lacks is ignored pixels.
+
+    Before the crop the sample is enlarged by a random factor between 1 and ``enlarge``.
+    """
+    if enlarge > 1:
+        factor = rng.uniform(1, enlarge)
+        height, width = (round(factor * side) for side in sample[1].shape)
+        sample = resize(sample, (height, width))
     image, label = sample
     missing = [max(0, want - have) for want, have in zip(crop, label.shape, strict=True)]
     if any(missing):
@@ -298,8 +310,10 @@ class Batches(Iterator[tuple[torch.Tensor, torch.Tensor]]):
     whatever their loss does with random numbers. Every epoch is a new shuffle, and a batch may span two.
     """
 
-    def __init__(self, dataset: SegmentationDataset, batch_size: int, crop: tuple[int, int], seed: int):
-        self.dataset, self.batch_size, self.crop = dataset, batch_size, crop
+    def __init__(
+        self, dataset: SegmentationDataset, batch_size: int, crop: tuple[int, int], seed: int, enlarge: float = 1.0
+    ):
+        self.dataset, self.batch_size, self.crop, self.enlarge = dataset, batch_size, crop, enlarge
         self.rng = np.random.default_rng(seed)
         self.queue: list[int] = []
 
@@ -307,7 +321,7 @@ class Batches(Iterator[tuple[torch.Tensor, torch.Tensor]]):
         while len(self.queue) < self.batch_size:
             self.queue.extend(self.rng.permutation(len(self.dataset)).tolist())
         picked, self.queue = self.queue[: self.batch_size], self.queue[self.batch_size :]
-        samples = [augment(self.dataset[i], self.crop, self.rng) for i in picked]
+        samples = [augment(self.dataset[i], self.crop, self.rng, self.enlarge) for i in picked]
         labels = np.stack([label for _, label in samples]).astype(np.int64)
         return torch.stack([to_tensor(image) for image, _ in samples]), torch.from_numpy(labels)
 

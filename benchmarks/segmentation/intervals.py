@@ -6,12 +6,7 @@ import math
 from dataclasses import dataclass
 from statistics import mean, stdev
 
-# Student's t, 97.5 % quantile, for 1 to 30 degrees of freedom. Beyond 30 that of 30 is used, which is a little too wide.
-T_QUANTILES = (
-    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
-    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
-    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
-)
+from scipy.stats import t as student_t
 
 
 @dataclass(frozen=True)
@@ -39,7 +34,7 @@ def estimate(values: list[float]) -> Estimate:
     if count == 1:
         return Estimate(values[0], math.nan, math.inf, 1)
     deviation = stdev(values)
-    quantile = T_QUANTILES[min(count - 1, len(T_QUANTILES)) - 1]
+    quantile = float(student_t.ppf(0.975, count - 1))
     return Estimate(mean(values), deviation, quantile * deviation / math.sqrt(count), count)
 
 

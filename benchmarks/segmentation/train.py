@@ -40,6 +40,8 @@ class TrainConfig:
     embedding_dim: int = 128
     widths: tuple[int, ...] = (32, 64, 128, 192)  # channels of the network's stages
     pyramid_width: int = 96  # channels of its feature map
+    backbone: str = "residual"  # the network's encoder; "lite0" is EfficientNet-Lite0, pretrained on ImageNet
+    supervised: str = "cross_entropy"  # "focal": in its place; "dice": beside it, with the same weight
     class_weighted: bool = False  # cross-entropy with class weights by median frequency
     self_training: bool = False  # needs a target data set
     confidence_weighted: bool = False  # pseudo labels weigh as much as the teacher is sure
@@ -49,6 +51,7 @@ class TrainConfig:
     iterations: int = 350
     batch_size: int = 8  # of source images, and as many of target images
     crop: tuple[int, int] = (120, 160)  # height, width
+    enlarge: float = 1.0  # images are enlarged by up to so much before the crop
     learning_rate: float = 2e-3
     weight_decay: float = 0.01
     seed: int = 0  # initial weights, order of the data, augmentation
@@ -102,12 +105,22 @@ class TrainResult:
 
 
 def cross_entropy(
-    logits: Tensor, labels: Tensor, pixel_weight: Tensor | None = None, class_weight: Tensor | None = None
+    logits: Tensor,
+    labels: Tensor,
+    pixel_weight: Tensor | None = None,
+    class_weight: Tensor | None = None,
+    focus: float = 0.0,
 ) -> Tensor:
-    """Cross-entropy at the labels' resolution, averaged over the pixels that are not ignored, by their weights."""
+    """Cross-entropy at the labels' resolution, averaged over the pixels that are not ignored, by their weights.
+
+    With ``focus`` gamma > 0 the focal loss (Lin et al., ICCV 2017): each pixel's times (1 - p)^gamma, p being the probability
+    of its class.
+    """
     losses = F.cross_entropy(
         upsample(logits, labels.shape[-2:]), labels, class_weight, ignore_index=IGNORE_INDEX, reduction="none"
     )
+    if focus > 0:
+        losses = losses * (1 - torch.exp(-losses)) ** focus
     kept = (labels != IGNORE_INDEX).to(losses.dtype)
     if class_weight is not None:
         kept = kept * class_weight[labels.where(labels != IGNORE_INDEX, 0)]
@@ -115,6 +128,24 @@ def cross_entropy(
         losses, kept = losses * pixel_weight, kept * pixel_weight
     # reduction="mean" would divide by zero on a batch of ignored pixels only.
     return losses.sum() / kept.sum().clamp(min=1e-6)
+
+
+def dice_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """1 - 2 sum p t / (sum p + sum t) over a batch's pixels that are not ignored, averaged over the classes that it holds.
+
+    Source: V-Net, Milletari et al., 3DV 2016, with sums in place of sums of squares.
+    """
+    probabilities = upsample(logits, labels.shape[-2:]).softmax(1).movedim(1, -1)
+    kept = labels != IGNORE_INDEX
+    p = probabilities[kept]  # (N, K)
+    t = F.one_hot(labels[kept], p.shape[1]).to(p.dtype)
+    present = t.sum(0) > 0
+    dice = 2 * (p * t).sum(0) / (p.sum(0) + t.sum(0)).clamp(min=1e-6)
+    return (1 - dice)[present].sum() / present.sum().clamp(min=1)
+
+
+FOCUS = 2.0  # gamma of the focal loss, its authors'
+SUPERVISED = ("cross_entropy", "focal", "dice")
 
 
 def median_frequency_weights(dataset: SegmentationDataset) -> Tensor:
@@ -161,8 +192,14 @@ class Training:
         num_classes = len(data.train.class_names)
         torch.manual_seed(config.seed)
         self.network = SegmentationNetwork(
-            num_classes, config.embedding_dim, config.widths, config.pyramid_width, config.head
+            num_classes, config.embedding_dim, config.widths, config.pyramid_width, config.head, config.backbone
         ).to(device)
+        if config.supervised not in SUPERVISED:
+            raise ValueError(f"supervised: {config.supervised!r} is none of {', '.join(SUPERVISED)}")
+        if config.supervised == "focal" and config.class_weighted:
+            raise ValueError(
+                "class_weighted goes with cross-entropy, not with the focal loss, which looks at probabilities"
+            )
         self.proac = None
         parameters: list[dict[str, Any]] = [{"params": list(self.network.parameters())}]
         if config.proac_weight > 0:
@@ -175,13 +212,13 @@ class Training:
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
             self.optimizer, config.learning_rate, total_steps=config.iterations, pct_start=warm_up
         )
-        self.source = Batches(data.train, config.batch_size, config.crop, config.seed)
+        self.source = Batches(data.train, config.batch_size, config.crop, config.seed, config.enlarge)
         self.teacher = self.target = None
         if config.self_training:
             if target is None:
                 raise ValueError("self_training needs a target data set")
             self.teacher = Teacher(self.network, config.teacher_momentum)
-            self.target = Batches(target, config.batch_size, config.crop, config.seed + 1)
+            self.target = Batches(target, config.batch_size, config.crop, config.seed + 1, config.enlarge)
         self.history: list[StepRecord] = []
         self.last_batch: tuple[Tensor, Tensor] | None = None
 
@@ -252,7 +289,10 @@ class Training:
         for part in range(0, len(labels), self.config.batch_size):
             window = slice(part, part + self.config.batch_size)
             part_weight = None if weight is None else weight[window]
-            total = total + cross_entropy(logits[window], labels[window], part_weight, self.class_weight)
+            focus = FOCUS if self.config.supervised == "focal" else 0.0
+            total = total + cross_entropy(logits[window], labels[window], part_weight, self.class_weight, focus)
+            if self.config.supervised == "dice":
+                total = total + dice_loss(logits[window], labels[window])
         assert isinstance(total, Tensor)
         return total
 

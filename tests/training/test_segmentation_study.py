@@ -328,7 +328,7 @@ def test_arms_differ_as_their_names_say():
 def test_intervals_by_hand():
     found = estimate([1.0, 2.0, 3.0])
     assert (found.mean, found.deviation, found.count) == (2.0, 1.0, 3)
-    assert found.half_width == pytest.approx(4.303 / 3**0.5)
+    assert found.half_width == pytest.approx(4.302652730 / 3**0.5)
     assert found.verdict == "no measurable difference"
     assert estimate([1.0, 1.1, 0.9]).verdict == "higher" and estimate([-1.0, -1.1, -0.9]).verdict == "lower"
     assert estimate([5.0]).verdict == "one seed, no interval"

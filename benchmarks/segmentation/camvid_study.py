@@ -1,0 +1,153 @@
+"""The study on CamVid with a pretrained network: its runs, and what they say. What is compared stands in camvid_protocol.md."""
+
+from __future__ import annotations
+
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from .camvid import CLASS_NAMES, RARE, load_camvid
+from .data import Splits
+from .intervals import paired
+from .study import Arm, read_runs, run_study
+from .train import TrainConfig
+
+PROTOCOL = TrainConfig(
+    backbone="lite0",
+    pyramid_width=64,
+    embedding_dim=256,
+    iterations=300,
+    crop=(192, 256),
+    enlarge=1.5,
+    learning_rate=1e-3,
+)
+AUTHORS = {"proac_weight": 0.1}  # with temperature 0.1, D = 256, uniform prototypes and all negatives, the defaults
+BASELINE = "cross_entropy"
+
+#: Seeds of each part. Those of the main comparison were never trained with before it.
+SEEDS = {"main": range(100, 112), "choices": range(4), "supervised": range(100, 106)}
+
+
+def _arms() -> dict[str, list[Arm]]:
+    choices: dict[str, dict[str, Any]] = {
+        "lambda 0.03": {"proac_weight": 0.03},
+        "lambda 0.1": {},
+        "lambda 0.3": {"proac_weight": 0.3},
+        "lambda 1": {"proac_weight": 1.0},
+        "temperature 0.05": {"temperature": 0.05},
+        "temperature 0.3": {"temperature": 0.3},
+        "D = 64": {"embedding_dim": 64},
+        "nearest-exact": {"label_sampling": "nearest-exact"},
+        "mean over negatives": {"negative_reduction": "mean"},
+        "two-layer head": {"head": "mlp"},
+        "random prototypes": {"prototypes": "random"},
+        "learnable prototypes": {"prototypes": "learnable"},
+    }
+    baseline = ("cross-entropy", {})
+    parts = {
+        "main": {BASELINE: baseline, "proac": ("+ 0.1 ProAC", AUTHORS)},
+        "choices": {BASELINE: baseline, **{name: (f"ProAC, {name}", AUTHORS | more) for name, more in choices.items()}},
+        "supervised": {
+            "class_weighted": ("class-weighted cross-entropy", {"class_weighted": True}),
+            "focal": ("focal loss", {"supervised": "focal"}),
+            "dice": ("cross-entropy + Dice", {"supervised": "dice"}),
+            "twin": ("+ 0.1 pixel-anchored twin", AUTHORS | {"anchors": "pixels"}),
+        },
+    }
+    return {
+        part: [Arm(name.replace(" ", "_"), title, part, changes) for name, (title, changes) in arms.items()]
+        for part, arms in parts.items()
+    }
+
+
+ARMS = _arms()
+
+
+def parts_of(data: Splits, part: str) -> Splits:
+    """What a part's runs are scored on: choices see the validation images in the test images' place, and never these."""
+    return replace(data, test=data.validation) if part == "choices" else data
+
+
+def run_part(
+    part: str, root: Path, output: Path, seeds: list[int] | None = None, jobs: int = 1, protocol: TrainConfig = PROTOCOL
+) -> None:
+    """Train what ``output``/part/runs.jsonl lacks, in ``jobs`` processes of one thread each, which share the runs."""
+    arguments = part, root, output, list(SEEDS[part]) if seeds is None else seeds, protocol
+    if jobs == 1:
+        _job(*arguments)
+        return
+    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+        for future in [pool.submit(_job, *arguments) for _ in range(jobs)]:
+            future.result()
+
+
+def _job(part: str, root: Path, output: Path, seeds: list[int], protocol: TrainConfig) -> None:
+    torch.set_num_threads(1)
+
+    def on_end(arm: Arm, seed: int, record: dict[str, Any] | None) -> None:
+        if record is not None:
+            score = 100 * record["scores"]["clean"]["mean_iou"]
+            print(f"{arm.title}, seed {seed}: mean IoU {score:.2f} %, {record['cpu_seconds']:.0f} s", flush=True)
+
+    run_study(
+        ARMS[part], lambda arm: seeds, parts_of(load_camvid(root), part), {}, output / part, protocol, None, on_end
+    )
+
+
+def scores(records: list[dict[str, Any]]) -> pd.DataFrame:
+    """Mean IoU and every class's in %, one row a run; the index is (arm's title, seed)."""
+    rows = [
+        {
+            "arm": run["title"],
+            "seed": run["seed"],
+            "mean": 100 * run["scores"]["clean"]["mean_iou"],
+            **{name: 100 * value for name, value in zip(CLASS_NAMES, run["scores"]["clean"]["iou"], strict=True)},
+        }
+        for run in records
+    ]
+    return pd.DataFrame(rows).set_index(["arm", "seed"]).sort_index()
+
+
+def differences(found: pd.DataFrame, baseline: pd.DataFrame) -> pd.DataFrame:
+    """Of each arm minus the baseline, paired by seed: points of the mean, of the rare classes' mean, and of every class."""
+    with_rare = [frame.assign(rare=frame[list(RARE)].mean(axis=1)) for frame in (found, baseline)]
+    columns = ["mean", "rare", *CLASS_NAMES]
+    table: dict[str, dict[str, str]] = {}
+    for arm, runs in with_rare[0].groupby(level="arm", sort=False):
+        row: dict[str, str] = {}
+        for column in columns:
+            pair = paired(runs.loc[arm, column].to_dict(), with_rare[1][column].to_dict())
+            if pair is not None:
+                row[column] = f"{pair.mean:+.2f} ± {pair.half_width:.2f}" if pair.count > 1 else f"{pair.mean:+.2f}"
+                row["seeds"] = str(pair.count)
+        if row:
+            table[str(arm)] = row
+    return pd.DataFrame.from_dict(table, orient="index", columns=["seeds", *columns]).rename_axis("arm")
+
+
+def report(output: Path) -> str:
+    """Markdown of what the parts' logs hold: means over seeds, and differences to cross-entropy with 95 % intervals."""
+    logs = {part: read_runs(output / part / "runs.jsonl") for part in ARMS}
+    lines = ["# CamVid with a pretrained network", ""]
+    for part, records in logs.items():
+        if not records:
+            continue
+        found = scores(records)
+        base = scores(logs["main"] if part == "supervised" else records).loc["cross-entropy"]
+        where = "validation" if part == "choices" else "test"
+        means = found.groupby(level="arm", sort=False).mean().round(2)
+        compared = differences(found.drop(index="cross-entropy", level="arm", errors="ignore"), base)
+        lines += [f"## {part}: mean IoU on {where} images, in %", "", _markdown(means), ""]
+        lines += ["Minus cross-entropy, paired by seed, in points:", "", _markdown(compared), ""]
+    return "\n".join(lines)
+
+
+def _markdown(table: pd.DataFrame) -> str:
+    rows = [["arm", *map(str, table.columns)], ["---"] * (1 + len(table.columns))]
+    rows += [[str(index), *map(str, values)] for index, values in zip(table.index, table.to_numpy(), strict=True)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)

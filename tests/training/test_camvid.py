@@ -1,0 +1,149 @@
+"""The CamVid study: its data, its network, what people add to cross-entropy, and the report, on a tiny data set of its form."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+pytest.importorskip("pandas", reason="pip install '.[study]'")
+from benchmarks.segmentation import camvid, camvid_study
+from benchmarks.segmentation.__main__ import main
+from benchmarks.segmentation.data import DataError, augment, to_tensor
+from benchmarks.segmentation.network import SegmentationNetwork
+from benchmarks.segmentation.study import read_runs
+from benchmarks.segmentation.train import cross_entropy, dice_loss
+
+TINY = replace(
+    camvid_study.PROTOCOL, backbone="residual", widths=(4, 6), pyramid_width=4, embedding_dim=8, iterations=3,
+    batch_size=2, crop=(24, 32),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "CamVid"
+    rng = np.random.default_rng(0)
+    for name, count in (("train", 4), ("val", 2), ("test", 3)):
+        (folder / name).mkdir(parents=True)
+        (folder / f"{name}annot").mkdir()
+        files = [f"{name}_{number:03}.png" for number in range(count)]
+        (folder / f"{name}.txt").write_text("".join(f"/SegNet/{name}/{f} /SegNet/{name}annot/{f}\n" for f in files))
+        for file in files:
+            Image.fromarray(rng.integers(0, 256, (36, 48, 3), np.uint8)).save(folder / name / file)
+            Image.fromarray(rng.integers(0, 12, (36, 48), np.uint8)).save(folder / f"{name}annot" / file)
+    return folder
+
+
+def test_data_come_at_one_size_with_void_ignored(root):
+    data = camvid.load_camvid(root, (24, 32))
+    assert [len(part) for part in (data.train, data.validation, data.test)] == [4, 2, 3]
+    image, label = data.train[0]
+    assert image.shape == (24, 32, 3) and label.shape == (24, 32)
+    whole = np.array(Image.open(root / "trainannot" / "train_000.png").resize((32, 24), Image.Resampling.NEAREST))
+    assert np.array_equal(label, np.where(whole == camvid.VOID, 255, whole)) and (whole == camvid.VOID).any()
+
+
+def test_another_folder_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"train\.txt does not exist; root is the folder CamVid"):
+        camvid.load_camvid(tmp_path)
+
+
+def test_choices_never_see_the_test_images(root):
+    data = camvid.load_camvid(root, (24, 32))
+    assert camvid_study.parts_of(data, "choices").test is data.validation
+    assert camvid_study.parts_of(data, "main").test is data.test
+
+
+def test_the_protocol_is_what_the_arms_do():
+    """camvid_protocol.md was written before the runs; code that says otherwise would break its word."""
+    protocol = (Path(camvid.__file__).with_name("camvid_protocol.md")).read_text()
+    authors = next(arm for arm in camvid_study.ARMS["main"] if arm.name == "proac").config(camvid_study.PROTOCOL, 100)
+    assert (authors.proac_weight, authors.temperature, authors.embedding_dim) == (0.1, 0.1, 256)
+    assert (authors.prototypes, authors.num_negatives, authors.label_sampling) == ("uniform", None, "nearest")
+    assert (authors.iterations, authors.batch_size, authors.crop, authors.enlarge) == (300, 8, (192, 256), 1.5)
+    for words in ("lambda 0.1, temperature 0.1, D = 256", "300 steps of 8 images", "seeds 100 to 111", "seeds 0 to 3"):
+        assert words in " ".join(protocol.split())
+    assert {"main": range(100, 112), "choices": range(4), "supervised": range(100, 106)} == camvid_study.SEEDS
+    assert set(camvid.RARE) == {"pole", "sign", "pedestrian", "cyclist"}
+
+
+@pytest.mark.slow
+def test_a_small_study_is_run_by_two_processes_and_reported(root, tmp_path, capsys):
+    camvid_study.run_part("main", root, tmp_path, seeds=[1, 2], jobs=2, protocol=TINY)
+    runs = read_runs(tmp_path / "main" / "runs.jsonl")
+    assert sorted((run["arm"], run["seed"]) for run in runs) == [
+        ("cross_entropy", 1), ("cross_entropy", 2), ("proac", 1), ("proac", 2),
+    ]  # fmt: skip
+    camvid_study.run_part("choices", root, tmp_path, seeds=[1], protocol=TINY)
+    text = camvid_study.report(tmp_path)
+    score = {(run["arm"], run["seed"]): 100 * run["scores"]["clean"]["mean_iou"] for run in runs}
+    pairs = [score["proac", seed] - score["cross_entropy", seed] for seed in (1, 2)]
+    mean = sum(pairs) / 2
+    assert f"| + 0.1 ProAC | 2 | {mean:+.2f} ± " in text
+    assert "## choices: mean IoU on validation images" in text and "ProAC, nearest-exact" in text
+    with pytest.raises(SystemExit):
+        main(["camvid"])
+    assert "--root" in capsys.readouterr().err
+
+
+def test_enlarging_keeps_image_and_label_together():
+    label = np.broadcast_to(np.arange(32, dtype=np.uint8) * 4, (24, 32)).copy()  # a slope of 4 a pixel
+    image = np.repeat(label[..., None], 3, axis=2)
+    plain = augment((image, label), (24, 32), np.random.default_rng(3))
+    assert np.array_equal(plain[0][..., 0], plain[1])
+    for seed in range(5):
+        x, y = augment((image, label), (24, 32), np.random.default_rng(seed), enlarge=1.5)
+        assert x.shape == (24, 32, 3) and y.shape == (24, 32)
+        difference = np.abs(x[..., 0].astype(int) - y)
+        assert np.quantile(difference, 0.9) <= 2  # bilinear beside nearest: half a pixel
+
+
+def test_focal_and_dice_by_hand():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 3, 5, 4, generator=generator)
+    labels = torch.randint(0, 3, (2, 5, 4), generator=generator)
+    labels[0, :2] = 255
+    kept = labels != 255
+    p = logits.softmax(1).movedim(1, -1)[kept]
+    own = p[torch.arange(len(p)), labels[kept]]
+    torch.testing.assert_close(cross_entropy(logits, labels, focus=2.0), (-((1 - own) ** 2) * own.log()).mean())
+    torch.testing.assert_close(cross_entropy(logits, labels), F.cross_entropy(logits, labels, ignore_index=255))
+    terms = []
+    for k in range(3):
+        t = labels[kept] == k
+        terms.append(1 - 2 * p[t, k].sum() / (p[:, k].sum() + t.sum()))
+    torch.testing.assert_close(dice_loss(logits, labels), torch.stack(terms).mean())
+    labels[labels == 2] = 1  # a class that the batch does not hold
+    assert float(dice_loss(logits, labels)) < 1
+    assert float(dice_loss(logits, torch.full_like(labels, 255))) == 0
+
+
+def test_the_pretrained_network_sees_what_imagenets_networks_see():
+    pytest.importorskip("efficientnet_lite_pytorch", reason="pip install '.[study]'")
+    network = SegmentationNetwork(11, 16, pyramid_width=8, backbone="lite0").eval()
+    image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
+    seen = network.stem[0](to_tensor(image)[None])
+    mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    truth = ((torch.from_numpy(image).float() / 255 - mean) / deviation).movedim(-1, 0)[None]
+    torch.testing.assert_close(seen, truth, atol=1e-5, rtol=1e-5)
+    with torch.no_grad():
+        logits, embeddings = network(to_tensor(image)[None])
+    assert logits.shape == (1, 11, 16, 24) and embeddings.shape == (1, 16, 16, 24)
+    first = network.stem[1].weight
+    assert first.shape[0] == 32 and float(first.detach().std()) > 0.1  # not what a fresh one starts from
+
+
+def test_unknown_choices_are_named(root):
+    data = camvid.load_camvid(root, (24, 32))
+    from benchmarks.segmentation.train import Training
+
+    with pytest.raises(ValueError, match="backbone: 'resnet' is none of residual, lite0"):
+        Training(replace(TINY, backbone="resnet"), data)
+    with pytest.raises(ValueError, match="supervised: 'lovasz' is none of cross_entropy, focal, dice"):
+        Training(replace(TINY, supervised="lovasz"), data)
