@@ -127,15 +127,15 @@ def proac_loss(
     2024. Every formula stands in :mod:`proac_cuda.backends.reference`.
     """
     ignore_index, num_negatives, seed = check_options(
-        temperature,
-        ignore_index,
-        num_negatives,
-        negative_reduction,
-        pixel_anchor_weight,
-        label_sampling,
-        seed,
-        reduction,
-        process_group,
+        temperature=temperature,
+        ignore_index=ignore_index,
+        num_negatives=num_negatives,
+        negative_reduction=negative_reduction,
+        pixel_anchor_weight=pixel_anchor_weight,
+        label_sampling=label_sampling,
+        seed=seed,
+        reduction=reduction,
+        process_group=process_group,
     )
     features, labels, prototypes, pixel_weight, class_weight = plain_tensors(
         features, labels, prototypes, pixel_weight, class_weight

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
@@ -76,3 +78,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture(autouse=True)
 def _fresh_warnings() -> None:
     validation._warned.clear()
+
+
+@pytest.fixture(autouse=True)
+def _usual_machine() -> Iterator[None]:
+    """The machine that the CUDA kernels' stand-in plays, and the order of its threads, are the usual ones for each test."""
+    yield
+    stand_in = sys.modules.get("cuda_on_cpu.stages")
+    if stand_in is not None:
+        stand_in.module.set_options()

@@ -183,6 +183,7 @@ def as_seed(value: Any) -> int:
 
 
 def check_options(
+    *,
     temperature: Any,
     ignore_index: Any,
     num_negatives: Any,

@@ -137,5 +137,13 @@ def test_stages_take_what_their_schema_says(name):
         assert named == (schema[: len(named)] if takes_more else schema), taker
 
 
+def test_one_pass_takes_what_its_stages_take():
+    """`loss_forward` is three stages in one: what it lacks would be lost where a backend has a kernel of its own for it."""
+    stages = {name for stage in ("class_statistics", "positive_sums", "reduce_loss") for name in schema_of(stage)}
+    between = {"positive", "statistics", "sums"}
+    derived = {"pixel_anchor"}  # whether pixel_anchor_weight is above 0
+    assert stages - between - derived == set(schema_of("loss_forward"))
+
+
 def test_the_op_takes_the_tensors_and_then_the_options():
     assert schema_of("loss")[autograd.NUM_TENSORS :] == list(autograd.Options._fields)
