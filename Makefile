@@ -13,7 +13,7 @@ test: $(VENV)/.test
 	PYTHON=$(BIN)/python tests/run.sh
 
 quick: $(VENV)/.test
-	$(BIN)/python -m pytest -q tests
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q tests --numprocesses auto --dist worksteal
 
 # About twenty minutes on two cores, with nothing else running; `python -m benchmarks --quick` takes three minutes.
 bench: $(VENV)/.bench

@@ -21,4 +21,4 @@ fi
 "$python" -m pip install --quiet --no-deps --target "$folder" "triton==$newest"
 export PYTHONPATH="$folder${PYTHONPATH:+:$PYTHONPATH}"
 echo "The interpreter's suite under Triton $("$python" -c 'import triton; print(triton.__version__)'), beside the installed $installed"
-OMP_WAIT_POLICY=PASSIVE "$python" -m pytest -q tests/kernels/test_triton_interpreter.py --slow --numprocesses logical --maxprocesses 4
+OMP_WAIT_POLICY=PASSIVE "$python" -m pytest -q tests/kernels/test_triton_interpreter.py --slow --numprocesses auto

@@ -11,7 +11,5 @@ python=${PYTHON:-python}
 "$python" -m mypy
 git ls-files '*.cpp' '*.h' '*.cu' '*.cuh' '*.cc' | xargs -r "$("$python" -c 'import sys; print(sys.prefix)')/bin/clang-format" --dry-run --Werror
 "$python" -m proac_cuda check
-# A process for each core, up to four, each with a share of the tests; one where there is a GPU, whose memory they would share.
 # Threads sleep while they wait: those of several processes would else keep each other from working.
-processes=$("$python" -c 'import os, torch; print(0 if torch.cuda.is_available() else min(4, len(os.sched_getaffinity(0))))')
-OMP_WAIT_POLICY=PASSIVE "$python" -m pytest tests --slow --durations=25 --numprocesses "$processes" --dist worksteal "$@"
+OMP_WAIT_POLICY=PASSIVE "$python" -m pytest tests --slow --durations=25 --numprocesses auto --dist worksteal "$@"
