@@ -1,8 +1,8 @@
 """A patient descent of symmetric arrangements: how coordinates that come with the package were found.
 
-    python scripts/find_prototypes.py 150 64 --group 5 --seed 1 --output found.npy      largest cosine 0.033130
+    python scripts/find_prototypes.py 150 64 --group Z5 --seed 1 --output found.npy
 
-Two arrangements at a time, orbits of a random action of the cyclic group of that order, descend while the sharpness rises by
+Two arrangements at a time, orbits under a random representation of that group, descend while the sharpness rises by
 an eighth a step. For other sizes try other seeds and groups; the search that needs no choice is
 `python -m proac_cuda prototypes`.
 """
@@ -16,7 +16,7 @@ import torch
 from proac_cuda.prototypes import save_prototypes
 from proac_cuda.prototypes.contacts import solve_contacts
 from proac_cuda.prototypes.descent import Orbits, anneal, largest_cosine, largest_cosines
-from proac_cuda.prototypes.starts import symmetric_starts
+from proac_cuda.prototypes.starts import random_symmetry, symmetric_starts
 
 
 def descend(orbits: Orbits) -> Orbits:
@@ -32,15 +32,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("K", type=int)
     parser.add_argument("D", type=int)
-    parser.add_argument("--group", type=int, nargs="+", required=True, help="orders of the cyclic factors")
+    parser.add_argument("--group", required=True, help="its name, such as Z5, D6 or Z2xA4")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", required=True)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(arguments.seed)
     with torch.no_grad():
-        orbits = symmetric_starts(arguments.K, arguments.D, 2, generator, [tuple(arguments.group)])
-        orbits = descend(orbits)
+        symmetry = random_symmetry(arguments.K, arguments.D, 2, generator, [arguments.group])
+        if symmetry is None:
+            parser.error(f"--group {arguments.group}: no arrangement of {arguments.K} vectors was found that has it")
+        orbits = descend(symmetric_starts(symmetry, 2, generator))
         points = orbits.points()[largest_cosines(orbits).argmin()]
         points = solve_contacts(points) if points.numel() < 2000 else points
     print(f"largest cosine {largest_cosine(points):.10f}")

@@ -257,7 +257,7 @@ def test_soft_maximum_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.testing.assert_close(gradient, expected_gradient, atol=1e-14, rtol=1e-12)
 
 
-# One group of each kind; the orbits of the last four have stabilisers.
+# Cyclic groups, products, groups that do not commute; stabilisers of every order are among their orbits.
 @pytest.mark.parametrize("group", ["Z2", "Z7", "Z2xZ2", "Z2xZ4", "D3", "Q8", "A4", "5:4"])
 @pytest.mark.parametrize("seed", range(3))
 def test_orbits_are_the_same_problem_with_fewer_unknowns(group: str, seed: int) -> None:
@@ -428,6 +428,17 @@ def test_a_search_ends_in_time() -> None:
     assert time.monotonic() - began < 10
     with pytest.raises(ValueError, match="seconds: got 0"):
         search_prototypes(QUICK_K, QUICK_D, 0)
+    with pytest.raises(ValueError, match="group: got 'G2'"):
+        search_prototypes(QUICK_K, QUICK_D, 0.5, groups=["Z3", "G2"])
+
+
+def test_random_symmetries_have_the_right_size() -> None:
+    generator = torch.Generator().manual_seed(0)
+    symmetry = starts.random_symmetry(40, 10, 8, generator, ["A5"])
+    assert symmetry.group == "A5"
+    assert sum(len(groups.named_group("A5").cosets[kind]) for kind in symmetry.orbits) == 40
+    for representation in symmetry.representations:
+        assert sum(groups.named_group("A5").irreducible[k].shape[1] for k in representation) == 10
 
 
 # What is known
@@ -437,7 +448,7 @@ NAMED = sorted(arrangements.named_sizes())
 SHIPPED = sorted(tuple(map(int, name.split("-"))) for name in known._shipped_names())
 
 # Values reached by the coordinates that come with the package: they never get worse.
-REACHED = {(150, 64): 0.0331298}
+REACHED = {(150, 64): 0.0331298, (73, 9): 0.3286565, (71, 12): 0.2276015}
 
 
 @pytest.mark.parametrize(("num_classes", "dimension"), NAMED)
@@ -463,7 +474,7 @@ def test_shipped_coordinates_are_as_good_as_published(num_classes: int, dimensio
     torch.testing.assert_close(rows.norm(dim=1), torch.ones(num_classes, dtype=torch.float64), atol=1e-15, rtol=0)
     if (num_classes, dimension) in REACHED:
         assert descent.largest_cosine(rows) <= REACHED[num_classes, dimension]
-    else:
+    if (num_classes, dimension) != (150, 64):  # of which nothing is published
         assert descent.largest_cosine(rows) <= known.best_known(num_classes, dimension).cosine + 1e-5
 
 
