@@ -99,9 +99,9 @@ def search_prototypes(
     num_classes, embedding_dim, seed = _checked(num_classes, embedding_dim, seed)
     if not seconds > 0:
         raise ValueError(f"seconds: got {seconds}, expected more than 0")
-    for name in groups:
-        named_group(name)
     with _one_thread(), torch.no_grad():
+        for name in groups:
+            named_group(name)  # raises ValueError; kept, hence made with one thread as well
         named = arrangement(num_classes, embedding_dim)
         if named is not None:
             return _rotated(named.make(), embedding_dim, seed)
