@@ -52,14 +52,14 @@ def train(prototypes: Tensor, seed: int, steps: int) -> tuple[float, float]:
     optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
     for _ in range(steps):
         inputs, labels = samples(2048)
-        loss = proac_loss(network(inputs), labels, prototypes, negative_reduction="mean")
+        loss = proac_loss(network(inputs), labels, prototypes, negative_reduction="mean", ignore_index=-100)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     inputs, labels = samples(8192)
     with torch.no_grad():
         features = network(inputs)
-        loss = proac_loss(features, labels, prototypes, negative_reduction="mean")
+        loss = proac_loss(features, labels, prototypes, negative_reduction="mean", ignore_index=-100)
         return float(loss), float(((features @ prototypes.T).argmax(dim=1) == labels).float().mean())
 
 

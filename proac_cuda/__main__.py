@@ -249,7 +249,8 @@ def prototypes(arguments: argparse.Namespace) -> int:
         return 2
     elif arguments.seconds is not None:
         arguments.output = arguments.output or Path(f"prototypes-{num_classes}-{embedding_dim}.pth")
-        values = search_prototypes(num_classes, embedding_dim, arguments.seconds, seed=arguments.seed)
+        groups = {"groups": arguments.groups} if arguments.groups else {}
+        values = search_prototypes(num_classes, embedding_dim, arguments.seconds, seed=arguments.seed, **groups)
     else:
         values = uniform_prototypes(num_classes, embedding_dim, seed=arguments.seed)
     certificate = prototype_certificate(values)
@@ -311,6 +312,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         type=float,
         metavar="S",
         help="search for a better arrangement than the default for so long, and save it; Ctrl-C keeps the best so far",
+    )
+    make.add_argument(
+        "--groups",
+        nargs="+",
+        metavar="G",
+        help="with --seconds: try arrangements of these symmetries: Z12, D6, A5, Z2xS3, ...",
     )
     make.add_argument("--load", type=Path, metavar="FILE", help="certify the prototypes of a .pth or .npy file")
     make.add_argument("--output", type=Path, metavar="FILE", help="save to a .pth or .npy file")

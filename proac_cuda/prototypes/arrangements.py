@@ -131,6 +131,14 @@ def _at_cosine(points: Tensor, number: int, cosine: float) -> Tensor:
     return _from_gram(projected @ projected.T)
 
 
+def _nearest(points: Tensor) -> Tensor:
+    """The derived code: points that touch one of them. The largest cosine is s / (1 + s) instead of s.
+
+    Source: P. Delsarte, J.-M. Goethals, J. J. Seidel, Spherical codes and designs, 1977, section 8.
+    """
+    return _at_cosine(points, 0, float((points[1:] @ points[0]).max()))
+
+
 # Roots of the lattices D_n, E_6, E_7, E_8
 
 
@@ -239,6 +247,12 @@ def _nordstrom_robinson() -> Tensor:
     return _unit(_rows([1.0 - 2.0 * (word >> k & 1) for k in outside[2:]] for word in kept))
 
 
+def _half_cube(dimension: int) -> Tensor:
+    """Every other corner of a cube."""
+    corners = itertools.product((1.0, -1.0), repeat=dimension)
+    return _unit(_rows(corner for corner in corners if math.prod(corner) > 0))
+
+
 def _hexads() -> list[frozenset[int]]:
     """The 77 blocks of the Steiner system S(3, 6, 22): octads through two points, without these."""
     octads = [word for word in _golay_words() if word.bit_count() == 8]
@@ -311,7 +325,7 @@ def _mclaughlin_275() -> Tensor:
 
 
 def _mclaughlin_162() -> Tensor:
-    return _at_cosine(_mclaughlin_275(), 0, 1 / 6)
+    return _nearest(_mclaughlin_275())
 
 
 def _mclaughlin_112() -> Tensor:
@@ -367,6 +381,7 @@ _NAMED = {
     (24, 4): Arrangement("24-cell", _cell_24),
     (120, 4): Arrangement("600-cell", _cell_600),
     (16, 5): Arrangement("Clebsch graph's eigenspace", _clebsch),
+    (32, 6): Arrangement("half cube", lambda: _half_cube(6)),
     (40, 5): Arrangement("roots of D5", lambda: _roots_d(5)),
     (27, 6): Arrangement(
         "Schlaefli graph's eigenspace", lambda: _at_cosine(_at_cosine(_roots_e8(), 0, 1 / 2), 0, 1 / 3)
@@ -376,7 +391,24 @@ _NAMED = {
     (126, 7): Arrangement("roots of E7", lambda: _roots_orthogonal(_roots_e8(), 1)),
     (240, 8): Arrangement("roots of E8", _roots_e8),
     (64, 14): Arrangement("Nordstrom-Robinson code, shortened twice", _nordstrom_robinson),
+    (42, 14): Arrangement(
+        "part of the Nordstrom-Robinson code", lambda: _at_cosine(_nearest(_kerdock_288()), 0, -1 / 3)
+    ),
+    (70, 14): Arrangement(
+        "twice derived from Kerdock code's unbiased bases", lambda: _nearest(_nearest(_kerdock_288()))
+    ),
+    (128, 15): Arrangement("Nordstrom-Robinson code, shortened once", lambda: _nearest(_kerdock_288())),
     (288, 16): Arrangement("Kerdock code's unbiased bases", _kerdock_288),
+    (45, 19): Arrangement("derived from the Gewirtz graph's eigenspace", lambda: _nearest(_gewirtz())),
+    (60, 19): Arrangement(
+        "twice derived from the McLaughlin graph's 112", lambda: _nearest(_nearest(_mclaughlin_112()))
+    ),
+    (72, 19): Arrangement(
+        "twice derived from the McLaughlin graph's 162", lambda: _nearest(_nearest(_mclaughlin_162()))
+    ),
+    (60, 20): Arrangement("derived from the M22 graph's eigenspace", lambda: _nearest(_m22_graph())),
+    (81, 20): Arrangement("derived from the McLaughlin graph's 112", lambda: _nearest(_mclaughlin_112())),
+    (105, 20): Arrangement("derived from the McLaughlin graph's 162", lambda: _nearest(_mclaughlin_162())),
     (56, 20): Arrangement("Gewirtz graph's eigenspace", _gewirtz),
     (50, 21): Arrangement("Hoffman-Singleton graph's eigenspace", _hoffman_singleton),
     (77, 21): Arrangement("M22 graph's eigenspace", _m22_graph),

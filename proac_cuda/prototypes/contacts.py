@@ -18,18 +18,21 @@ from .descent import largest_cosine, normalise
 _NEWTON_STEPS = 12
 _CONJUGATE_STEPS = 3000
 
+# Of large problems fewer, so that their last digits do not take longer than the search: as many numbers in all are moved.
+_MOST_MOVES = 1 << 22
+
 # Gaps in cosine below which a pair counts as a contact. Descents end with errors of about 1e-7; no one value suits all.
 _TOLERANCES = (3e-5, 3e-6, 3e-7, 3e-8)
 
 
 # Beyond so many unknowns the equations take minutes, for digits that matter to nobody there.
-_MOST_UNKNOWNS = 1 << 14
+_MOST_UNKNOWNS = 1 << 12
 
 
 def solve_contacts(points: Tensor) -> Tensor:
     """(K, D) unit rows near a local optimum, with the last digits of the largest cosine settled where that can be done.
 
-    Never worse than `points`: where a guess of the contacts is wrong, its solution is dropped. More than 2^14 numbers stay as
+    Never worse than `points`: where a guess of the contacts is wrong, its solution is dropped. More than 2^12 numbers stay as
     they are.
     """
     if points.numel() > _MOST_UNKNOWNS:
@@ -81,7 +84,7 @@ def _shortest_step(
     slope = transposed(*rest)
     direction, square = slope, _square(slope)
     target = 1e-26 * square
-    for _ in range(_CONJUGATE_STEPS):
+    for _ in range(min(_CONJUGATE_STEPS, _MOST_MOVES // points.numel())):
         if float(square) <= float(target) or float(square) == 0.0:
             break
         image = product(*direction)

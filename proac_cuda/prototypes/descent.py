@@ -27,35 +27,46 @@ _BACKTRACKS = 8
 
 
 class Orbits(NamedTuple):
-    """B arrangements: `free` vectors of each have p images under its group, the vectors after them lie where it fixes them.
+    """B arrangements: the orbits of R vectors each under a group of p elements that act by orthogonal matrices.
 
-    The columns of `images` (B, D, (p - 1) D) are the group's elements other than 1, transposed and side by side; `fixed`
-    (B, D) is 1 at the coordinates that the group leaves alone. Gradients keep the symmetry, and a descent costs p times less.
+    The columns of `images` (B, D, p D) are these matrices, transposed and side by side, that of the neutral element first; none
+    where there is no symmetry. A vector that some elements leave alone has fewer images than p: point k of an arrangement is
+    image `rows[k]` of the R p ones (the vectors themselves come first), `sizes` (R,) are the orbits' sizes, and the rows of
+    `stabilisers` (R, p) are 1 / order of these elements at each of them. Gradients keep the symmetry, and a descent costs
+    about p times less.
     """
 
     vectors: Tensor  # (B, R, D)
-    free: int
     images: Tensor
-    fixed: Tensor
+    rows: Tensor
+    sizes: Tensor
+    stabilisers: Tensor
 
     @property
     def order(self) -> int:
-        return 1 + self.images.shape[2] // self.images.shape[1]
+        return self.images.shape[2] // self.images.shape[1]
 
     def points(self) -> Tensor:
-        """(B, K, D): the vectors, then their images."""
+        """(B, K, D): the vectors, then their other images."""
         return _points(self.vectors, self)
 
     def choose(self, chosen: Tensor) -> Orbits:
         """Some of the arrangements, by their numbers."""
-        return Orbits(self.vectors[chosen], self.free, self.images[chosen], self.fixed[chosen])
+        return self._replace(vectors=self.vectors[chosen], images=self.images[chosen])
+
+    def symmetrised(self, moves: Tensor) -> Tensor:
+        """(B, R, D): of moves of the vectors the part that their stabilisers leave alone."""
+        if not self.stabilisers.shape[1]:
+            return moves
+        return (_images(moves, self) * self.stabilisers[:, :, None]).sum(dim=2)
 
 
 def without_symmetry(points: Tensor) -> Orbits:
     """(B, K, D) or (K, D) arrangements as orbits of the group of one element."""
     vectors = points if points.ndim == 3 else points.unsqueeze(0)
-    batch, _, dimension = vectors.shape
-    return Orbits(vectors, vectors.shape[1], vectors.new_empty(batch, dimension, 0), vectors.new_ones(batch, dimension))
+    batch, count, dimension = vectors.shape
+    rows, sizes = torch.arange(count, device="cpu"), vectors.new_ones(count)
+    return Orbits(vectors, vectors.new_empty(batch, dimension, 0), rows, sizes, vectors.new_empty(count, 0))
 
 
 def normalise(points: Tensor) -> Tensor:
@@ -87,13 +98,13 @@ def soft_maxima(orbits: Orbits, sharpness: Tensor) -> Tensor:
     return _soft_maximum(orbits, sharpness)[0]
 
 
+def _images(vectors: Tensor, orbits: Orbits) -> Tensor:
+    """(B, R, p, D): what the group's elements make of each vector."""
+    return torch.bmm(vectors, orbits.images).reshape(*vectors.shape[:2], -1, vectors.shape[2])
+
+
 def _points(vectors: Tensor, orbits: Orbits) -> Tensor:
-    copies = orbits.order - 1
-    if not copies:
-        return vectors
-    batch, _, dimension = vectors.shape
-    images = torch.bmm(vectors[:, : orbits.free], orbits.images)
-    return torch.cat([vectors, images.reshape(batch, orbits.free * copies, dimension)], dim=1)
+    return _images(vectors, orbits).flatten(1, 2)[:, orbits.rows] if orbits.order else vectors
 
 
 def _off_diagonal_blocks(left: Tensor, right: Tensor) -> Iterator[tuple[slice, Tensor]]:
@@ -110,13 +121,12 @@ def _off_diagonal_blocks(left: Tensor, right: Tensor) -> Iterator[tuple[slice, T
 def _soft_maximum(orbits: Orbits, sharpness: Tensor) -> tuple[Tensor, Tensor]:
     """Value (B,) and gradient of the soft maximum of the cosines; the vectors need not be unit vectors.
 
-    A pair of vectors stands for `order` pairs of their images, unless the group fixes the first of them.
+    A pair of a vector and a point stands for as many as the vector has images.
     """
     norms = orbits.vectors.norm(dim=2, keepdim=True)
     unit = orbits.vectors / norms
     everything = _points(unit, orbits)
-    weight = unit.new_full((unit.shape[1], 1), float(orbits.order))
-    weight[orbits.free :] = 1.0
+    weight = orbits.sizes[:, None]
     # Each block is summed relative to its own maximum; the blocks are then brought to the common one.
     maxima, sums, pulls = [], [], []
     for block, exponents in _off_diagonal_blocks(unit * sharpness[:, None, None], everything):
@@ -137,8 +147,7 @@ def _soft_maximum(orbits: Orbits, sharpness: Tensor) -> tuple[Tensor, Tensor]:
     gradient = pull * (weight * 2.0 / total[:, None, None])
     gradient -= (gradient * unit).sum(dim=2, keepdim=True) * unit
     gradient /= norms
-    if orbits.free < unit.shape[1]:
-        gradient[:, orbits.free :] *= orbits.fixed.unsqueeze(1)  # zero but for rounding
+    gradient = orbits.symmetrised(gradient)  # it is, but for rounding
     return (common + total.log()) / sharpness, gradient
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,17 +18,24 @@ from torch import Tensor
 
 from .contacts import solve_contacts
 from .descent import Orbits, anneal, largest_cosine, largest_cosines, soft_maxima, without_symmetry
-from .starts import disturbed, random_starts, subsets, symmetric_starts
+from .groups import named_group
+from .starts import GROUPS, Symmetry, disturbed, random_starts, random_symmetry, subsets, symmetric_starts
 
 # Raise this number whenever a change here alters the result: cached arrangements of another version are not used.
-ALGORITHM_VERSION = 2
+ALGORITHM_VERSION = 3
 
 # The work of the default search, by what steps cost on a busy core of 2020.
 _NANOSECONDS = 80e9
 
 # A search ends early once so many rounds have come to the same best cosine (within the tolerance).
-_AGREEING_ROUNDS = 8
+_AGREEING_ROUNDS = 12
 _AGREEMENT = 1e-9
+
+# What the rounds begin with, in turn.
+_KINDS = ("random", "symmetric", "disturbed", "symmetric", "again", "settle", "symmetric", "subsets", "again", "broken")
+_SYMMETRIES = 4
+_MOST_STARTS = 384
+_MOST_NUMBERS = 1 << 21
 
 _COARSE_SHARPNESS = 2000.0
 _LAST_SHARPNESS = 1e7
@@ -82,6 +89,7 @@ def search(
     larger: Tensor | None = None,
     plan: SearchPlan | None = None,
     endless: bool = False,
+    groups: Sequence[str] = GROUPS,
 ) -> Iterator[Found]:
     """Search for unit vectors whose largest pairwise cosine is as small as possible, and yield the best again and again.
 
@@ -92,9 +100,10 @@ def search(
         larger: a good arrangement of K or more vectors in R^D; the search starts from its first K, and some starts are subsets.
         plan: how much work to spend; by default what `search_plan` says.
         endless: go on when the plan is done (not when the bound is reached).
+        groups: the symmetries to try, by the names that `groups.named_group` knows.
     """
     plan = search_plan(num_points, dimension) if plan is None else plan
-    state = _Search(num_points, dimension, plan, larger)
+    state = _Search(num_points, dimension, plan, larger, groups)
     for number in itertools.count():
         for fraction in state.round(number):
             yield state.found(min(1.0, (number + fraction) / plan.rounds))
@@ -107,8 +116,11 @@ def search(
 class _Search:
     """The best so far, and how often rounds have come to it."""
 
-    def __init__(self, num_points: int, dimension: int, plan: SearchPlan, larger: Tensor | None) -> None:
+    def __init__(
+        self, num_points: int, dimension: int, plan: SearchPlan, larger: Tensor | None, groups: Sequence[str]
+    ) -> None:
         self.num_points, self.dimension, self.plan, self.larger = num_points, dimension, plan, larger
+        self.groups = groups
         self.generator = torch.Generator(device="cpu").manual_seed(0)
         self.points = None if larger is None else larger[:num_points]
         self.cosine = math.inf if self.points is None else largest_cosine(self.points)
@@ -116,6 +128,7 @@ class _Search:
         self._refined_cosine = self.cosine  # before its contact equations were solved
         self._refined = None if self.points is None else without_symmetry(self.points)
         self._known_soft: list[float] = []  # of the arrangements that were refined
+        self._symmetries: dict[Symmetry, float] = {}
 
     def found(self, fraction: float) -> Found:
         assert self.points is not None
@@ -123,40 +136,74 @@ class _Search:
 
     def round(self, number: int) -> Iterator[float]:
         """Yields the fraction of the round that is done; there are points from the first time on."""
-        if self._refined is not None and number % 6 == 5:
-            self._settle(_refine(disturbed(self._refined, self.plan.starts, self.generator, scale=1e-3), self.plan))
+        kind = _KINDS[number % len(_KINDS)]
+        if kind == "settle" and self._refined is not None:
+            # By small moves, with the symmetry and without it.
+            refined = self._refined if number % (2 * len(_KINDS)) < len(_KINDS) else self._plain()
+            self._settle(_refine(disturbed(refined, self.plan.starts, self.generator, scale=1e-3), self.plan))
             return
-        orbits, first = self._starts(number % 6)
+        symmetry, orbits, first = self._starts(kind)
         levels = list(_sharpnesses(first, self.plan))
-        for level, annealed in enumerate(anneal(orbits, levels, self.plan.iterations)):
-            orbits = annealed
-            if self.points is None or level == len(levels) - 1:
+        numbers = torch.arange(len(first), device="cpu")
+        for level, sharpness in enumerate(levels):
+            (orbits,) = anneal(orbits, [sharpness[: len(numbers)]], self.plan.iterations)
+            last = level == len(levels) - 1
+            if self.points is None or last:
                 cosines = largest_cosines(orbits)
                 if float(cosines.min()) < self.cosine:
                     self.cosine, self.points = float(cosines.min()), orbits.points()[cosines.argmin()]
+            if len(numbers) > self.plan.starts and level % 2:
+                # Orbits are cheap: more of them begin than are worth going on with.
+                best = soft_maxima(orbits, sharpness[: len(numbers)]).argsort()[
+                    : max(self.plan.starts, len(numbers) // 3)
+                ]
+                numbers, orbits = numbers[best], orbits.choose(best)
             yield (level + 1) / (len(levels) + 1)
-        candidates = _worth_refining(soft_maxima(orbits, levels[-1]), self._known_soft)
+        soft = soft_maxima(orbits, levels[-1][: len(numbers)])
+        if symmetry is not None:
+            self._remember(symmetry.of(int(numbers[soft.argmin()]) % len(symmetry.representations)), float(soft.min()))
+        candidates = _worth_refining(soft, self._known_soft)
         self._known_soft += candidates.soft
         self.agreeing += candidates.agreeing
         if candidates.soft:
             self._settle(_refine(orbits.choose(candidates.starts), self.plan))
 
-    def _starts(self, kind: int) -> tuple[Orbits, Tensor]:
-        """The starts of a round, and the sharpness to begin with for each of them.
+    def _remember(self, symmetry: Symmetry, soft: float) -> None:
+        """The few symmetries that have come furthest."""
+        self._symmetries[symmetry] = min(soft, self._symmetries.get(symmetry, math.inf))
+        best = sorted(self._symmetries.items(), key=lambda item: item[1])
+        self._symmetries = dict(best[:_SYMMETRIES])
+
+    def _plain(self) -> Orbits:
+        assert self._refined is not None
+        return without_symmetry(self._refined.points())
+
+    def _starts(self, kind: str) -> tuple[Symmetry | None, Orbits, Tensor]:
+        """The starts of a round, their symmetry, and the sharpness to begin with for each of them.
 
         Low values suit very regular codes (24 points in 4 dimensions), high values those in which the points are not all
         alike (13 points in 3 dimensions).
         """
-        batch = self.plan.starts
-        spread = torch.rand(batch, generator=self.generator, dtype=torch.float64, device="cpu")
-        if self.larger is not None and len(self.larger) > self.num_points and kind == 3:
-            return subsets(self.larger, self.num_points, batch, self.generator), 20.0 * 10.0**spread
-        if self._refined is not None and kind in (2, 4):
-            return disturbed(self._refined, batch, self.generator), 30.0 * 10.0**spread
-        if kind == 0:
-            orbits = random_starts(self.num_points, self.dimension, batch, self.generator)
-            return orbits, 4.0 * (30.0 if self.dimension <= 4 else 8.0) ** spread
-        return symmetric_starts(self.num_points, self.dimension, batch, self.generator), 4.0 * 10.0**spread
+        batch, generator = self.plan.starts, self.generator
+        spread = torch.rand(batch, generator=generator, dtype=torch.float64, device="cpu")
+        if kind == "subsets" and self.larger is not None and len(self.larger) > self.num_points:
+            return None, subsets(self.larger, self.num_points, batch, generator), 20.0 * 10.0**spread
+        if kind in ("disturbed", "broken") and self._refined is not None:
+            refined = self._refined if kind == "disturbed" else self._plain()
+            return None, disturbed(refined, batch, generator), 30.0 * 10.0**spread
+        symmetry = None
+        if kind == "again" and self._symmetries:
+            known = list(self._symmetries)
+            symmetry = known[int(torch.randint(len(known), (), generator=generator, device="cpu"))]
+        elif kind != "random":
+            symmetry = random_symmetry(self.num_points, self.dimension, batch, generator, self.groups)
+        if symmetry is None:
+            orbits = random_starts(self.num_points, self.dimension, batch, generator)
+            return None, orbits, 4.0 * (30.0 if self.dimension <= 4 else 8.0) ** spread
+        order = named_group(symmetry.group).order
+        # As many as cost about what `batch` cost without a symmetry, their matrices included.
+        batch = max(1, min(batch * order, _MOST_STARTS, _MOST_NUMBERS // (order * self.dimension**2)))
+        return symmetry, symmetric_starts(symmetry, batch, generator), 4.0 * 10.0 ** spread[:1].expand(batch)
 
     def _settle(self, refined: Orbits) -> None:
         """Take the best of the refined arrangements, if it is the best of all, and solve its contact equations."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -15,8 +15,10 @@ from .arrangements import arrangement
 from .bounds import best_lower_bound
 from .cache import cache_folder, read_code, write_code
 from .files import PROTOTYPE_DTYPES
+from .groups import named_group
 from .known import larger_arrangement, shipped_arrangement
 from .search import ALGORITHM_VERSION, Found, search, search_plan
+from .starts import GROUPS
 
 # Arrangements that this process has searched for already: a second module costs nothing even where no cache folder can be used.
 _known_codes: dict[tuple[int, int], Tensor] = {}
@@ -78,7 +80,9 @@ def uniform_prototypes(
     return prototypes.to(dtype=dtype, device=torch.device("cpu") if device is None else device)
 
 
-def search_prototypes(num_classes: int, embedding_dim: int, seconds: float, *, seed: int = 0) -> Tensor:
+def search_prototypes(
+    num_classes: int, embedding_dim: int, seconds: float, *, seed: int = 0, groups: Sequence[str] = GROUPS
+) -> Tensor:
     """Prototypes from a search that goes on for so many seconds; Ctrl-C ends it, and keeps the best so far.
 
     It begins where `uniform_prototypes` does: with the arrangement that comes with this package or a larger one's subset, and
@@ -87,6 +91,7 @@ def search_prototypes(num_classes: int, embedding_dim: int, seconds: float, *, s
     Args:
         num_classes, embedding_dim, seed: as in `uniform_prototypes`.
         seconds: > 0, on the clock. A run that is given more finds the same or better.
+        groups: the symmetries that starts may have, such as Z12, D6, A5, He3 or Z2xS3. To try few of them goes deeper.
 
     Returns:
         (K, D) float64 tensor on the CPU with unit rows, for `save_prototypes` and `prototypes=`.
@@ -95,6 +100,8 @@ def search_prototypes(num_classes: int, embedding_dim: int, seconds: float, *, s
     if not seconds > 0:
         raise ValueError(f"seconds: got {seconds}, expected more than 0")
     with _one_thread(), torch.no_grad():
+        for name in groups:
+            named_group(name)  # raises ValueError; kept, hence made with one thread as well
         named = arrangement(num_classes, embedding_dim)
         if named is not None:
             return _rotated(named.make(), embedding_dim, seed)
@@ -109,7 +116,9 @@ def search_prototypes(num_classes: int, embedding_dim: int, seconds: float, *, s
         bound, _ = best_lower_bound(num_classes, embedding_dim)
         with progress(title) as report:
             try:
-                for found in search(num_classes, embedding_dim, lower_bound=bound, larger=larger, endless=True):
+                for found in search(
+                    num_classes, embedding_dim, lower_bound=bound, larger=larger, endless=True, groups=groups
+                ):
                     points = found.points
                     report(found)
                     if time.monotonic() >= deadline:
