@@ -16,6 +16,8 @@ from torch import Tensor
 
 
 class Arrangement(NamedTuple):
+    """A known one, by its name and how it is made."""
+
     name: str
     make: Callable[[], Tensor]  # (K, R) float64 unit rows, R <= D
 

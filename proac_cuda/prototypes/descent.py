@@ -44,6 +44,7 @@ class Orbits(NamedTuple):
 
     @property
     def order(self) -> int:
+        """How many elements the group has."""
         return self.images.shape[2] // self.images.shape[1]
 
     def points(self) -> Tensor:
@@ -70,6 +71,7 @@ def without_symmetry(points: Tensor) -> Orbits:
 
 
 def normalise(points: Tensor) -> Tensor:
+    """Vectors of length one along the last axis."""
     norms: Tensor = points.norm(dim=-1, keepdim=True)
     return points / norms
 

@@ -23,6 +23,7 @@ class Group(NamedTuple):
 
     @property
     def order(self) -> int:
+        """How many elements it has."""
         return len(self.irreducible[0])
 
 

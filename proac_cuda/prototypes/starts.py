@@ -36,6 +36,7 @@ class Symmetry(NamedTuple):
     ]  # the numbers of irreducible ones, D dimensions together, for each start
 
     def of(self, start: int) -> Symmetry:
+        """With the representation of that number alone."""
         return self._replace(representations=(self.representations[start],))
 
 
