@@ -19,18 +19,18 @@ from proac_cuda.triton import gradient_by_classes as by_classes  # noqa: E402
 
 MODULES = forward, loss, backward, by_classes, prepare, prototype_gradient, selection
 KERNELS = {name for module in MODULES for name in vars(module) if name.endswith("_kernel")}
-BACKWARD = {"held": {"DO": 32, "DG": 16}, "streamed": {"DO": 16, "DG": 16}, "kept": {"KEPT": 16}}
+BACKWARD = {"held": {"DO": 32, "HELD": 16}, "streamed": {"DO": 16}, "kept": {"KEPT": 16}}
 CLASSES, CHANNELS = 18, 20  # both beyond one block of 16, and ragged
 
 
-def _step(bounds, monkeypatch, backward_sizes, channels_last=False):
+def _step(bounds, monkeypatch, backward_sizes, channels_last=False, prototype_channels=16):
     """A step with every option through all stages: pixels, classes, channels, chunks ragged."""
     monkeypatch.setattr(launch, "run", bounds.run)
     monkeypatch.setattr(tiles, "MAX_CHUNKS", 2)
-    monkeypatch.setattr(tiles, "MAX_PROTOTYPE_CHUNKS", 2)
+    monkeypatch.setattr(tiles, "PROTOTYPE_PROGRAMS", 8)
     monkeypatch.setattr(tiles, "forward_tiles", lambda *_: tiles.Tiles(16, 16, 16, 4, 1, BLOCKS=1))
     monkeypatch.setattr(tiles, "backward_tiles", lambda *_: tiles.Tiles(16, 32, 16, 4, 1, **backward_sizes))
-    monkeypatch.setattr(tiles, "prototype_tiles", lambda *_: tiles.Tiles(16, 16, 16, 4, 1, DO=16))
+    monkeypatch.setattr(tiles, "prototype_tiles", lambda *_: tiles.Tiles(16, 16, 16, 4, 1, DO=prototype_channels))
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(2, CHANNELS, 3, 7, generator=generator)
     if channels_last:
@@ -54,7 +54,7 @@ def test_every_kernel_stays_within_its_arrays(monkeypatch):
     bounds = triton_bounds.Bounds()
     for sizes in BACKWARD.values():
         _step(bounds, monkeypatch, sizes)
-    _step(bounds, monkeypatch, BACKWARD["kept"], channels_last=True)
+    _step(bounds, monkeypatch, BACKWARD["kept"], channels_last=True, prototype_channels=32)
     assert bounds.kernels == KERNELS
 
 
@@ -70,7 +70,7 @@ FAULTS = [
         "mask = (c < chunks)[:, None] & (k < K)[None, :]",
         "mask = (c < chunks + 1)[:, None] & (k < K)[None, :]",
     ),
-    ("prototype_gradient", "mask=(k < K)[:, None] & (d_own < D)[None, :]", "mask=(k < K)[:, None]"),
+    ("prototype_gradient", "mask=(k < K)[:, None] & (d < D)[None, :]", "mask=(k < K)[:, None]"),
     ("prototype_gradient", "* D + d, mask=d < D, other=0.0) * inverse", "* D + d) * inverse"),
     ("selection", "tl.load(thresholds + 2 * k, mask=k < K, other=-1)", "tl.load(thresholds + 2 * k)"),
     ("selection", "mask=kept, sem", "mask=inside, sem"),

@@ -129,16 +129,18 @@ def test_every_loop_goes_round(monkeypatch, dtype, channels, classes, backward):
     from proac_cuda.triton import tiles
 
     sizes = {
-        "features held": {"DO": 256 if channels > 128 else 128, "DG": 64},
-        "features streamed": {"DO": 64, "DG": 32},
+        "features held": {"DO": 256 if channels > 128 else 128, "HELD": 64},
+        "features streamed": {"DO": 64},
         "some kept": {"KEPT": 32},
         "none kept": {"KEPT": 0},
     }[backward]
     monkeypatch.setattr(tiles, "MAX_CHUNKS", 3)
-    monkeypatch.setattr(tiles, "MAX_PROTOTYPE_CHUNKS", 2)
+    monkeypatch.setattr(tiles, "PROTOTYPE_PROGRAMS", 20)
     monkeypatch.setattr(tiles, "forward_tiles", lambda *_: tiles.Tiles(16, 16, 16, 4, 1, BLOCKS=2))
     monkeypatch.setattr(tiles, "backward_tiles", lambda *_: tiles.Tiles(16, 32, 16, 4, 1, **sizes))
-    monkeypatch.setattr(tiles, "prototype_tiles", lambda *_: tiles.Tiles(16, 16, 16, 4, 1, DO=32))
+    monkeypatch.setattr(
+        tiles, "prototype_tiles", lambda *_: tiles.Tiles(16, 16, 16, 4, 1, DO=sizes.get("DO", 32), BLOCKS=2)
+    )
     _compare_every_option(dtype, channels, classes)
 
 

@@ -24,8 +24,8 @@ from .prepare import CONTRAST, LOG_Z, NEGATIVE_SCALE, PIXEL_SCALE, POSITIVE_SCAL
 from .vectors import (
     add_squares,
     dot,
-    load_anchors,
     load_features,
+    load_parts,
     norm_and_inverse,
     opaque,
     round_to,
@@ -110,14 +110,12 @@ def operands(grad, AXIS: tl.constexpr, PART: tl.constexpr, INTERPRETED: tl.const
 
 
 @triton.jit
-def add_gradient(
-    g, anchors, k, d, grad, K_PAD: tl.constexpr, D_PAD: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr
-):
-    """(11): g (BD, BM) + sum over this block of classes of phat[k, d] grad[k], with ``grad`` of :func:`operands`."""
+def add_gradient(g, parts, grad, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr):
+    """(11): g (BD, BM) + sum over a block of classes of phat[k, d] grad[k], phat in ``parts``, ``grad`` of :func:`operands`."""
     high, low, factor = grad
-    anchor = tl.trans(load_anchors(anchors, k, d, 0, K_PAD, D_PAD, AGAIN=True))
-    if high.dtype == tl.float16 or high.dtype == tl.bfloat16:
-        rest = tl.trans(load_anchors(anchors, k, d, 1, K_PAD, D_PAD, AGAIN=True))
+    anchor = tl.trans(parts[0])
+    if len(parts) == 2:
+        rest = tl.trans(parts[1])
         start = g
         if high.dtype == tl.float16:
             start = tl.zeros_like(g)
@@ -153,7 +151,8 @@ def gradient_block(
     g = tl.full((d.shape[0], BM), 0.0, REAL)
     for block in tl.static_range(len(coefficients_of_blocks)):
         k = block * KB + tl.arange(0, KB)
-        g = add_gradient(g, anchors, k, d, coefficients_of_blocks[block], K_PAD, D_PAD, PRECISION, INTERPRETED)
+        parts = load_parts(anchors, k, d, K_PAD, D_PAD, AGAIN=True)
+        g = add_gradient(g, parts, coefficients_of_blocks[block], PRECISION, INTERPRETED)
     return g
 
 

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 
 from .pixels import kernel, members, read_pixels, tile_of_pixels
-from .vectors import add_products, add_squares, load_features, norm_and_inverse, opaque
+from .vectors import add_products, add_squares, load_features, load_parts, norm_and_inverse, opaque
 
 # Rows of the partial sums of a chunk: those of stages.py, but the log-sum-exp as maximum and sum.
 MAXIMUM = tl.constexpr(0)
@@ -48,7 +48,8 @@ def add_products_of_blocks(
     grown = ()
     for block in tl.static_range(len(totals)):
         classes = k + block * k.shape[0]
-        grown = grown + (add_products(totals[block], anchors, x, classes, d, K_PAD, D_PAD, PRECISION, INTERPRETED),)
+        parts = load_parts(anchors, classes, d, K_PAD, D_PAD)
+        grown = grown + (add_products(totals[block], parts, x, PRECISION, INTERPRETED),)
     return grown
 
 
@@ -281,7 +282,7 @@ def merge_statistics_kernel(
     tl.store(statistics + k, tl.where(exp_sum == 0, float("-inf"), maximum + tl.log(exp_sum)), mask=k < K)
     hardest = tl.where(exp_sum == exp_sum, hardest, float("nan"))  # a maximum passes over NaN, the sum did not
     tl.store(statistics + HARDEST_NEGATIVE * K + k, hardest, mask=k < K)
-    for statistic in tl.static_range(1, 5):
+    for statistic in range(1, 5):
         total = tl.full((KB,), 0.0, REAL)
         for c0 in range(0, chunks, CB):
             c = c0 + tl.arange(0, CB)
@@ -293,7 +294,7 @@ def merge_statistics_kernel(
     tl.store(counters + 1 + tl.program_id(0), 0)
     if tl.program_id(0) == 0:
         tl.store(counters, 0)
-        for kind in tl.static_range(2):
+        for kind in range(2):
             count, value = tl.full((), 0, tl.int64), tl.full((), 0, tl.int64)
             for c0 in range(0, chunks, CB):
                 c = c0 + tl.arange(0, CB)

@@ -1,9 +1,10 @@
 """Stage (iii) for many classes: the gradient of the features in blocks of classes, one after the other.
 
-As in :mod:`.backward`, but g of DG channels grows over the blocks of classes, while a program holds the features of its tile
-in registers from S to dx: each is read once and each gradient written once, up to D = DO; S is made anew for each DG
-channels. Beyond that a program makes DO channels of the gradient and streams the others through, once to find |x| and once
-for each block of classes; the programs that share a tile follow each other, so that it is found in the L2 cache.
+As in :mod:`.backward`, but g grows over the blocks of classes, while a program holds the features of its tile in registers from
+S to dx: up to D = DO each is read once, each gradient written once; HELD channels of a block of prototypes are read once for
+both products.
+Beyond that a program makes DO channels of the gradient and streams the others through, once to find |x| and once for each
+block of classes; the programs that share a tile follow each other, so that it is found in the L2 cache.
 """
 
 from __future__ import annotations
@@ -12,23 +13,24 @@ import triton
 import triton.language as tl
 
 from .backward import add_gradient, gradient_of_similarities, operands, store_gradient
-from .forward import add_to_log_sum
+from .forward import add_to_log_sum, times
 from .pixels import kernel, read_pixels, tile_of_pixels
-from .vectors import add_products, add_squares, load_features, norm_and_inverse, opaque
+from .vectors import add_products, add_squares, load_features, load_parts, norm_and_inverse, opaque
 
 
 @triton.jit
 def load_blocks(
-    features, image, pixel, inside, d0, strides,
-    D: tl.constexpr, BD: tl.constexpr, DO: tl.constexpr, REAL: tl.constexpr,
+    features, image, pixel, inside, d_first, strides,
+    D: tl.constexpr, BD: tl.constexpr, DO: tl.constexpr, REAL: tl.constexpr, kept=None,
 ):  # fmt: skip
-    """DO channels of a tile from d0 on, as a tuple of blocks (BD, BM), and 1/|x|."""
+    """DO channels of a tile, the first BD of which are d_first, as a tuple of blocks (BD, BM), and 1/|x|; 0 for pixels that are not ``kept``."""
     blocks = ()
     squares = tl.full((BD, pixel.shape[0]), 0.0, REAL)
     far_squares = squares
     for part in tl.static_range(DO // BD):
-        d = d0 + part * BD + tl.arange(0, BD)
-        x = load_features(features, image, pixel, inside, d, strides, D)
+        x = load_features(features, image, pixel, inside, d_first + part * BD, strides, D)
+        if kept is not None:  # not as the load's mask, which would be one of single numbers
+            x = tl.where(kept[None, :], x, tl.zeros_like(x))
         squares, far_squares = add_squares(squares, far_squares, x.to(REAL))
         blocks = blocks + (x,)
     if D > DO:  # these blocks are not all of x
@@ -43,28 +45,35 @@ def load_blocks(
 
 @triton.jit
 def products(
-    blocks, features, anchors, image, pixel, inside, k0, classes, k, strides,
-    K: tl.constexpr, D: tl.constexpr, K_PAD: tl.constexpr, D_PAD: tl.constexpr, BD: tl.constexpr, RESIDENT: tl.constexpr,
+    blocks, features, anchors, image, pixel, inside, k, strides,
+    D: tl.constexpr, K_PAD: tl.constexpr, D_PAD: tl.constexpr, BD: tl.constexpr, RESIDENT: tl.constexpr,
     REAL: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr, REGISTERS: tl.constexpr,
 ):  # fmt: skip
-    """<phat_k, x_i>, (KB, BM), from the blocks in registers or, where those are not all channels, from memory."""
+    """<phat_k, x_i>, (KB, BM), and the blocks of phat that it was made of, as a tuple.
+
+    x is in registers as ``blocks``; or, where those are not all channels, read from memory, and the tuple is empty.
+    """
     total = tl.full((k.shape[0], pixel.shape[0]), 0.0, REAL)
+    rows = ()
     if RESIDENT:
-        for part in tl.static_range(len(blocks)):
-            d = part * BD + tl.arange(0, BD)
-            x = opaque(blocks[part], REGISTERS)
-            total = add_products(total, anchors, x, k, d, K_PAD, D_PAD, PRECISION, INTERPRETED)
+        for block in tl.static_range(len(blocks)):
+            d = block * BD + tl.arange(0, BD)
+            x = opaque(blocks[block], REGISTERS)
+            parts = load_parts(anchors, k, d, K_PAD, D_PAD)
+            total = add_products(total, parts, x, PRECISION, INTERPRETED)
+            rows = rows + (parts,)
     else:
         for d0 in range(0, D, BD):
             d = d0 + tl.arange(0, BD)
             x = load_features(features, image, pixel, inside, d, strides, D)
-            total = add_products(total, anchors, x, k, d, K_PAD, D_PAD, PRECISION, INTERPRETED)
-    return total
+            parts = load_parts(anchors, k, d, K_PAD, D_PAD)
+            total = add_products(total, parts, x, PRECISION, INTERPRETED)
+    return total, rows
 
 
 @triton.jit
 def normaliser_of_pixels(
-    blocks, features, anchors, image, pixel, inside, inverse, classes, strides,
+    blocks, features, anchors, image, pixel, inside, inverse, strides,
     K: tl.constexpr, D: tl.constexpr, K_PAD: tl.constexpr, D_PAD: tl.constexpr, KB: tl.constexpr, BD: tl.constexpr,
     RESIDENT: tl.constexpr, REAL: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
     REGISTERS: tl.constexpr,
@@ -74,11 +83,11 @@ def normaliser_of_pixels(
     total = tl.full(inverse.shape, 0.0, REAL)
     for k0 in range(0, K, KB):
         k = k0 + tl.arange(0, KB)
-        cosines = products(
-            blocks, features, anchors, image, pixel, inside, k0, classes, k, strides,
-            K, D, K_PAD, D_PAD, BD, RESIDENT, REAL, PRECISION, INTERPRETED, REGISTERS,
+        total_products, _ = products(
+            blocks, features, anchors, image, pixel, inside, k, strides,
+            D, K_PAD, D_PAD, BD, RESIDENT, REAL, PRECISION, INTERPRETED, REGISTERS,
         )  # fmt: skip
-        s = tl.where((k < K)[:, None], cosines * inverse[None, :], float("-inf"))
+        s = tl.where((k < K)[:, None], total_products * inverse[None, :], float("-inf"))
         top, total = add_to_log_sum(top, total, s, 0)
     return top + tl.log(total)
 
@@ -86,13 +95,13 @@ def normaliser_of_pixels(
 @kernel
 def gradient_by_classes_kernel(
     features, grad_features, anchors, coefficients, labels, weights, thresholds, rng_state,
-    inverse_temperature: "fp64", ignore_index, classes, P, tiles_per_image,
+    inverse_temperature: "fp64", ignore_index, P, tiles_per_image,
     strides, grad_strides, size, label_size, scale, label_strides, weight_strides,
     K: tl.constexpr, D: tl.constexpr, K_PAD: tl.constexpr, D_PAD: tl.constexpr, PIXEL_ANCHOR: tl.constexpr,
-    KB: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr, DO: tl.constexpr, DG: tl.constexpr,
+    KB: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr, DO: tl.constexpr, HELD: tl.constexpr,
     PRECISION: tl.constexpr, INDEX: tl.constexpr, INTERPRETED: tl.constexpr, REGISTERS: tl.constexpr,
 ):  # fmt: skip
-    """(11) for DO channels of a tile of pixels; ``classes`` is K once more, at run time."""
+    """(11) for DO channels of a tile of pixels."""
     REAL: tl.constexpr = coefficients.dtype.element_ty
     PART: tl.constexpr = anchors.dtype.element_ty
     RESIDENT: tl.constexpr = D <= DO
@@ -106,44 +115,49 @@ def gradient_by_classes_kernel(
         REAL,
     )  # fmt: skip
     tau_inverse = tl.full((), inverse_temperature, REAL)
-    x, inverse = load_blocks(features, image, pixel, inside, d_first, strides, D, BD, DO, REAL)
+    x, inverse = load_blocks(features, image, pixel, inside, d_first + tl.arange(0, BD), strides, D, BD, DO, REAL)
     normaliser = inverse
     if PIXEL_ANCHOR:
         normaliser = normaliser_of_pixels(
-            x, features, anchors, image, pixel, inside, inverse * tau_inverse, classes, strides,
+            x, features, anchors, image, pixel, inside, inverse * tau_inverse, strides,
             K, D, K_PAD, D_PAD, KB, BD, RESIDENT, REAL, PRECISION, INTERPRETED, REGISTERS,
         )  # fmt: skip
-    for first in tl.static_range(0, BLOCKS, DG // BD):
-        sums = ()
-        for _ in tl.static_range(DG // BD):
-            sums = sums + (tl.full((BD, BM), 0.0, REAL),)
-        along = tl.full((BM,), 0.0, REAL)
-        done = tl.full((), 0, tl.int32)
-        for k0 in range(0, K, KB):
-            k = k0 + tl.arange(0, KB)
-            total = products(
-                x, features, anchors, image, pixel, inside, k0, classes, k, strides,
-                K, D, K_PAD, D_PAD, BD, RESIDENT, REAL, PRECISION, INTERPRETED, REGISTERS,
-            )  # fmt: skip
-            s = total * (inverse * tau_inverse)[None, :]
-            grad = gradient_of_similarities(
-                s, label, weight, normaliser, k, index, coefficients, thresholds, rng_state, K, K_PAD, PIXEL_ANCHOR,
-                weights is not None,
-            )  # fmt: skip
-            along += tl.sum(grad * s, 0)
-            grad_operands = operands(grad * tau_inverse, 0, PART, INTERPRETED)
-            grown = ()
-            for part in tl.static_range(DG // BD):
-                d = d_first + (first + part) * BD + tl.arange(0, BD)
-                grown = grown + (
-                    add_gradient(sums[part], anchors, k, d, grad_operands, K_PAD, D_PAD, PRECISION, INTERPRETED),
-                )
-            sums = grown
-            done += KB
-        for part in tl.static_range(DG // BD):
-            d = d_first + (first + part) * BD + tl.arange(0, BD)
-            own = opaque(x[first + part], REGISTERS)
-            store_gradient(
-                grad_features, image, pixel, inside, d, grad_strides, sums[part], own, along, inverse,
-                label >= 0, D, INTERPRETED,
-            )  # fmt: skip
+    g = times(tl.full((BD, BM), 0.0, REAL), BLOCKS)
+    along = tl.full((BM,), 0.0, REAL)
+    for k0 in range(0, K, KB):
+        k = k0 + tl.arange(0, KB)
+        total, rows = products(
+            x, features, anchors, image, pixel, inside, k, strides,
+            D, K_PAD, D_PAD, BD, RESIDENT, REAL, PRECISION, INTERPRETED, REGISTERS,
+        )  # fmt: skip
+        s = total * (inverse * tau_inverse)[None, :]
+        grad = gradient_of_similarities(
+            s, label, weight, normaliser, k, index, coefficients, thresholds, rng_state, K, K_PAD, PIXEL_ANCHOR,
+            weights is not None,
+        )  # fmt: skip
+        along += tl.sum(grad * s, 0)
+        grad_operands = operands(grad * tau_inverse, 0, PART, INTERPRETED)
+        grown = ()
+        for block in tl.static_range(BLOCKS):
+            if RESIDENT and block * BD < HELD:
+                parts = opaque_parts(rows[block], REGISTERS)
+            else:
+                d = d_first + block * BD + tl.arange(0, BD)
+                parts = load_parts(anchors, k, d, K_PAD, D_PAD, AGAIN=True)
+            grown = grown + (add_gradient(g[block], parts, grad_operands, PRECISION, INTERPRETED),)
+        g = grown
+    for block in tl.static_range(BLOCKS):
+        d = d_first + block * BD + tl.arange(0, BD)
+        own = opaque(x[block], REGISTERS)
+        store_gradient(
+            grad_features, image, pixel, inside, d, grad_strides, g[block], own, along, inverse, label >= 0, D, INTERPRETED,
+        )  # fmt: skip
+
+
+@triton.jit
+def opaque_parts(parts, REGISTERS: tl.constexpr):
+    """:func:`.vectors.opaque` of each: the form in which a product took them is not kept for the next."""
+    if len(parts) == 2:
+        return (opaque(parts[0], REGISTERS), opaque(parts[1], REGISTERS))
+    else:
+        return (opaque(parts[0], REGISTERS),)

@@ -8,8 +8,8 @@ at the end would read for longer than a launch takes. Ranks exchange sums betwee
 
 Sums over pixels come in at most MAX_CHUNKS chunks for K-vectors: that many programs share the features, and 64 would leave
 three quarters of a large GPU idle (two programs fit on a multiprocessor, of which there are 108 and more). They cost
-9 x 512 x K numbers. The chunks of the prototypes' gradient, K x D numbers each, are at most MAX_PROTOTYPE_CHUNKS = 64; its
-blocks of classes and of channels are programs of their own.
+9 x 512 x K numbers. The prototypes' gradient is made by about PROTOTYPE_PROGRAMS programs, those for other classes and channels
+counted; what each keeps is its block of the gradient: 8 MB in all, or K x D numbers where that is more.
 """
 
 from __future__ import annotations
@@ -383,21 +383,21 @@ def loss_gradients(
                 **common, **anchors.arguments,
             }  # fmt: skip
             if feature_tile.DO:
-                run(
-                    gradient_by_classes.gradient_by_classes_kernel, (total * triton.cdiv(channels, feature_tile.DO),),
-                    classes=num_classes, **arguments, **_blocks(feature_tile, "KB", "BM", "BD", "DO", "DG"),
-                )  # fmt: skip
+                programs = total * triton.cdiv(channels, feature_tile.DO)
+                blocks = _blocks(feature_tile, "KB", "BM", "BD", "DO", "HELD")
+                run(gradient_by_classes.gradient_by_classes_kernel, (programs,), **arguments, **blocks)
             else:
                 blocks = _blocks(feature_tile, "KB", "BM", "BD", "KEPT")
                 run(backward.feature_gradient_kernel, (total,), **arguments, **blocks)
         if prototypes_need_grad:
-            chunks = pixels.chunks(prototype_tile.BM, tiles.MAX_PROTOTYPE_CHUNKS)
+            held = prototype_tile.BLOCKS * prototype_tile.KB
+            shares = triton.cdiv(num_classes, held), triton.cdiv(channels, prototype_tile.DO)
+            chunks = pixels.chunks(prototype_tile.BM, max(1, tiles.PROTOTYPE_PROGRAMS // (shares[0] * shares[1])))
             num_chunks = max(1, triton.cdiv(chunks["tiles"], chunks["tiles_per_chunk"]))
             partials = prototypes.new_empty(num_chunks, num_classes, channels)
-            grid = num_chunks, triton.cdiv(num_classes, prototype_tile.KB), triton.cdiv(channels, prototype_tile.DO)
             run(
-                prototype_gradient.prototype_gradient_kernel, grid, partials=partials,
-                **chunks, **common, **anchors.arguments, **_blocks(prototype_tile, "KB", "BM", "BD", "DO"),
+                prototype_gradient.prototype_gradient_kernel, (*shares, num_chunks), partials=partials,
+                **chunks, **common, **anchors.arguments, **_blocks(prototype_tile, "BLOCKS", "KB", "BM", "BD", "DO"),
             )  # fmt: skip
             run(
                 prototype_gradient.merge_prototype_gradient_kernel, (num_classes,),

@@ -18,8 +18,7 @@ import triton.language as tl
 kernel = functools.partial(
     triton.jit,
     do_not_specialize=(
-        "ignore_index", "tiles_per_image", "tiles", "tiles_per_chunk", "chunks", "classes", "num_negatives", "grad_stride",
-        "shift",
+        "ignore_index", "tiles_per_image", "tiles", "tiles_per_chunk", "chunks", "num_negatives", "grad_stride", "shift",
     ),
     do_not_specialize_on_alignment=("labels", "weights", "class_weight", "grad_loss"),
 )  # fmt: skip

@@ -103,23 +103,23 @@ def load_anchors(
 
 
 @triton.jit
-def add_products(
-    total,
-    anchors,
-    x,
-    k,
-    d,
-    K_PAD: tl.constexpr,
-    D_PAD: tl.constexpr,
-    PRECISION: tl.constexpr,
-    INTERPRETED: tl.constexpr,
-):
-    """``total`` (KB, BM) + phat[k, d] x[d]: this block's part of <phat_k, x_i>, for features x (BD, BM) as they lie."""
-    PART: tl.constexpr = anchors.dtype.element_ty
-    x = x.to(PART)
-    total = dot(load_anchors(anchors, k, d, 0, K_PAD, D_PAD), x, total, PRECISION, INTERPRETED)
-    if PART == tl.float16 or PART == tl.bfloat16:
-        total = dot(load_anchors(anchors, k, d, 1, K_PAD, D_PAD), x, total, PRECISION, INTERPRETED)
+def load_parts(anchors, k, d, K_PAD: tl.constexpr, D_PAD: tl.constexpr, AGAIN: tl.constexpr = False):
+    """Both 16-bit parts of a block of phat, (KB, BD) each, as a tuple; or the block alone."""
+    if anchors.dtype.element_ty == tl.float16 or anchors.dtype.element_ty == tl.bfloat16:
+        return (
+            load_anchors(anchors, k, d, 0, K_PAD, D_PAD, AGAIN),
+            load_anchors(anchors, k, d, 1, K_PAD, D_PAD, AGAIN),
+        )
+    else:
+        return (load_anchors(anchors, k, d, 0, K_PAD, D_PAD, AGAIN),)
+
+
+@triton.jit
+def add_products(total, parts, x, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr):
+    """``total`` (KB, BM) + phat[k, d] x[d]: what the channels d add to <phat_k, x_i>, for features x (BD, BM) as they lie and
+    phat as of :func:`load_parts`."""
+    for part in tl.static_range(len(parts)):
+        total = dot(parts[part], x.to(parts[part].dtype), total, PRECISION, INTERPRETED)
     return total
 
 
