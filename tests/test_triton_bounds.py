@@ -14,10 +14,20 @@ if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs TRITON_INTERPRET=1", allow_module_level=True)
 
 import triton_bounds  # noqa: E402
-from proac_cuda.triton import backward, forward, launch, loss, prepare, prototype_gradient, selection, tiles  # noqa: E402
+from proac_cuda.triton import (  # noqa: E402
+    backward,
+    forward,
+    launch,
+    loss,
+    merge_statistics,
+    prepare,
+    prototype_gradient,
+    selection,
+    tiles,
+)
 from proac_cuda.triton import gradient_by_classes as by_classes  # noqa: E402
 
-MODULES = forward, loss, backward, by_classes, prepare, prototype_gradient, selection
+MODULES = forward, merge_statistics, loss, backward, by_classes, prepare, prototype_gradient, selection
 KERNELS = {name for module in MODULES for name in vars(module) if name.endswith("_kernel")}
 BACKWARD = {"held": {"DO": 32, "HELD": 16}, "streamed": {"DO": 16}, "kept": {"KEPT": 16}}
 CLASSES, CHANNELS = 18, 20  # both beyond one block of 16, and ragged
@@ -60,10 +70,10 @@ def test_every_kernel_stays_within_its_arrays(monkeypatch):
 
 FAULTS = [
     ("forward", "tl.sum(own_s, 0), mask=inside & ours)", "tl.sum(own_s, 0), mask=ours)"),
-    ("forward", "HARDEST_NEGATIVE * K + k, hardest, mask=k < K)", "HARDEST_NEGATIVE * K + k, hardest)"),
+    ("merge_statistics", "HARDEST_NEGATIVE * K + k, hardest, mask=k < K)", "HARDEST_NEGATIVE * K + k, hardest)"),
     ("loss", "s = tl.load(positive + index, mask=inside, other=0.0)", "s = tl.load(positive + index)"),
     ("forward", "top + tl.log(total), mask=inside)", "top + tl.log(total))"),
-    ("backward", "mask=(d < D)[:, None] & inside[None, :])", "mask=(d >= 0)[:, None] & inside[None, :])"),
+    ("backward", "mask=(d < CASE.D)[:, None] & inside[None, :])", "mask=(d >= 0)[:, None] & inside[None, :])"),
     ("prepare", "tl.store(norms + k, norm, mask=k < K)", "tl.store(norms + k, norm)"),
     (
         "loss",

@@ -19,145 +19,111 @@ from .vectors import add_products, add_squares, load_features, load_parts, norm_
 
 
 @triton.jit
-def load_blocks(
-    features, image, pixel, inside, d_first, strides,
-    D: tl.constexpr, BD: tl.constexpr, DO: tl.constexpr, REAL: tl.constexpr, kept=None,
-):  # fmt: skip
-    """DO channels of a tile, the first BD of which are d_first, as a tuple of blocks (BD, BM), and 1/|x|; 0 for pixels that are not ``kept``."""
+def load_blocks(features, image, pixel, inside, d_first, CASE: tl.constexpr, kept=None):
+    """DO channels of a tile, the first BD of which are d_first, as a tuple of blocks (BD, BM), and 1/|x|. Both are 0 for pixels
+    that are not ``kept``."""
     blocks = ()
-    squares = tl.full((BD, pixel.shape[0]), 0.0, REAL)
+    squares = tl.full((CASE.BD, CASE.BM), 0.0, CASE.REAL)
     far_squares = squares
-    for part in tl.static_range(DO // BD):
-        x = load_features(features, image, pixel, inside, d_first + part * BD, strides, D)
+    for part in tl.static_range(CASE.DO // CASE.BD):
+        x = load_features(features, image, pixel, inside, d_first + part * CASE.BD, CASE)
         if kept is not None:  # not as the load's mask, which would be one of single numbers
             x = tl.where(kept[None, :], x, tl.zeros_like(x))
-        squares, far_squares = add_squares(squares, far_squares, x.to(REAL))
+        squares, far_squares = add_squares(squares, far_squares, x.to(CASE.REAL))
         blocks = blocks + (x,)
-    if D > DO:  # these blocks are not all of x
-        squares = tl.full((BD, pixel.shape[0]), 0.0, REAL)
+    if CASE.D > CASE.DO:  # these blocks are not all of x
+        squares = tl.full((CASE.BD, CASE.BM), 0.0, CASE.REAL)
         far_squares = squares
-        for d1 in range(0, D, BD):
-            x = load_features(features, image, pixel, inside, d1 + tl.arange(0, BD), strides, D)
-            squares, far_squares = add_squares(squares, far_squares, x.to(REAL))
+        for d1 in range(0, CASE.D, CASE.BD):
+            x = load_features(features, image, pixel, inside, d1 + tl.arange(0, CASE.BD), CASE)
+            squares, far_squares = add_squares(squares, far_squares, x.to(CASE.REAL))
     _, inverse = norm_and_inverse(tl.sum(squares, 0), tl.sum(far_squares, 0))
     return blocks, inverse
 
 
 @triton.jit
-def products(
-    blocks, features, anchors, image, pixel, inside, k, strides,
-    D: tl.constexpr, K_PAD: tl.constexpr, D_PAD: tl.constexpr, BD: tl.constexpr, RESIDENT: tl.constexpr,
-    REAL: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr, REGISTERS: tl.constexpr,
-):  # fmt: skip
+def products(blocks, features, anchors, image, pixel, inside, k, CASE: tl.constexpr):
     """<phat_k, x_i>, (KB, BM), and the blocks of phat that it was made of, as a tuple.
 
     x is in registers as ``blocks``; or, where those are not all channels, read from memory, and the tuple is empty.
     """
-    total = tl.full((k.shape[0], pixel.shape[0]), 0.0, REAL)
+    total = tl.full((CASE.KB, CASE.BM), 0.0, CASE.REAL)
     rows = ()
-    if RESIDENT:
+    if CASE.D <= CASE.DO:
         for block in tl.static_range(len(blocks)):
-            d = block * BD + tl.arange(0, BD)
-            x = opaque(blocks[block], REGISTERS)
-            parts = load_parts(anchors, k, d, K_PAD, D_PAD)
-            total = add_products(total, parts, x, PRECISION, INTERPRETED)
+            d = block * CASE.BD + tl.arange(0, CASE.BD)
+            x = opaque(blocks[block], CASE)
+            parts = load_parts(anchors, k, d, CASE)
+            total = add_products(total, parts, x, CASE)
             rows = rows + (parts,)
     else:
-        for d0 in range(0, D, BD):
-            d = d0 + tl.arange(0, BD)
-            x = load_features(features, image, pixel, inside, d, strides, D)
-            parts = load_parts(anchors, k, d, K_PAD, D_PAD)
-            total = add_products(total, parts, x, PRECISION, INTERPRETED)
+        for d0 in range(0, CASE.D, CASE.BD):
+            d = d0 + tl.arange(0, CASE.BD)
+            x = load_features(features, image, pixel, inside, d, CASE)
+            total = add_products(total, load_parts(anchors, k, d, CASE), x, CASE)
     return total, rows
 
 
 @triton.jit
-def normaliser_of_pixels(
-    blocks, features, anchors, image, pixel, inside, inverse, strides,
-    K: tl.constexpr, D: tl.constexpr, K_PAD: tl.constexpr, D_PAD: tl.constexpr, KB: tl.constexpr, BD: tl.constexpr,
-    RESIDENT: tl.constexpr, REAL: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
-    REGISTERS: tl.constexpr,
-):  # fmt: skip
+def normaliser_of_pixels(blocks, features, anchors, image, pixel, inside, inverse, CASE: tl.constexpr):
     """logsumexp_c S_ci of a tile's pixels; ``inverse`` is 1/(|x| tau)."""
-    top = tl.full(inverse.shape, float("-inf"), REAL)
-    total = tl.full(inverse.shape, 0.0, REAL)
-    for k0 in range(0, K, KB):
-        k = k0 + tl.arange(0, KB)
-        total_products, _ = products(
-            blocks, features, anchors, image, pixel, inside, k, strides,
-            D, K_PAD, D_PAD, BD, RESIDENT, REAL, PRECISION, INTERPRETED, REGISTERS,
-        )  # fmt: skip
-        s = tl.where((k < K)[:, None], total_products * inverse[None, :], float("-inf"))
+    top = tl.full((CASE.BM,), float("-inf"), CASE.REAL)
+    total = tl.full((CASE.BM,), 0.0, CASE.REAL)
+    for k0 in range(0, CASE.K, CASE.KB):
+        k = k0 + tl.arange(0, CASE.KB)
+        total_products, _ = products(blocks, features, anchors, image, pixel, inside, k, CASE)
+        s = tl.where((k < CASE.K)[:, None], total_products * inverse[None, :], float("-inf"))
         top, total = add_to_log_sum(top, total, s, 0)
     return top + tl.log(total)
 
 
 @kernel
 def gradient_by_classes_kernel(
-    features, grad_features, anchors, coefficients, labels, weights, thresholds, rng_state,
-    inverse_temperature: "fp64", ignore_index, P, tiles_per_image,
-    strides, grad_strides, size, label_size, scale, label_strides, weight_strides,
-    K: tl.constexpr, D: tl.constexpr, K_PAD: tl.constexpr, D_PAD: tl.constexpr, PIXEL_ANCHOR: tl.constexpr,
-    KB: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr, DO: tl.constexpr, HELD: tl.constexpr,
-    PRECISION: tl.constexpr, INDEX: tl.constexpr, INTERPRETED: tl.constexpr, REGISTERS: tl.constexpr,
+    features, grad_features, anchors, coefficients, labels, weights, sets,
+    tiling, sampling, inverse_temperature: "fp64", CASE: tl.constexpr,
 ):  # fmt: skip
     """(11) for DO channels of a tile of pixels."""
-    REAL: tl.constexpr = coefficients.dtype.element_ty
-    PART: tl.constexpr = anchors.dtype.element_ty
-    RESIDENT: tl.constexpr = D <= DO
-    BLOCKS: tl.constexpr = DO // BD
-    SHARES: tl.constexpr = (D + DO - 1) // DO
+    BD: tl.constexpr = CASE.BD
+    BLOCKS: tl.constexpr = CASE.DO // BD
+    SHARES: tl.constexpr = (CASE.D + CASE.DO - 1) // CASE.DO
     tile = tl.program_id(0) // SHARES
-    d_first = tl.program_id(0) % SHARES * DO
-    image, pixel, index, inside = tile_of_pixels(tile, tiles_per_image, P, BM, INDEX)
-    label, weight, _, _, _, _ = read_pixels(
-        index, inside, labels, label_strides, weights, weight_strides, size, label_size, scale, ignore_index, K,
-        REAL,
-    )  # fmt: skip
-    tau_inverse = tl.full((), inverse_temperature, REAL)
-    x, inverse = load_blocks(features, image, pixel, inside, d_first + tl.arange(0, BD), strides, D, BD, DO, REAL)
+    d_first = tl.program_id(0) % SHARES * CASE.DO
+    image, pixel, index, inside = tile_of_pixels(tile, tiling, CASE.BM, CASE.INDEX)
+    label, weight, _, _, _, _ = read_pixels(index, inside, labels, weights, sampling, CASE.K, CASE.REAL)
+    tau_inverse = tl.full((), inverse_temperature, CASE.REAL)
+    x, inverse = load_blocks(features, image, pixel, inside, d_first + tl.arange(0, BD), CASE)
     normaliser = inverse
-    if PIXEL_ANCHOR:
-        normaliser = normaliser_of_pixels(
-            x, features, anchors, image, pixel, inside, inverse * tau_inverse, strides,
-            K, D, K_PAD, D_PAD, KB, BD, RESIDENT, REAL, PRECISION, INTERPRETED, REGISTERS,
-        )  # fmt: skip
-    g = times(tl.full((BD, BM), 0.0, REAL), BLOCKS)
-    along = tl.full((BM,), 0.0, REAL)
-    for k0 in range(0, K, KB):
-        k = k0 + tl.arange(0, KB)
-        total, rows = products(
-            x, features, anchors, image, pixel, inside, k, strides,
-            D, K_PAD, D_PAD, BD, RESIDENT, REAL, PRECISION, INTERPRETED, REGISTERS,
-        )  # fmt: skip
+    if CASE.PIXEL_ANCHOR:
+        normaliser = normaliser_of_pixels(x, features, anchors, image, pixel, inside, inverse * tau_inverse, CASE)
+    g = times(tl.full((BD, CASE.BM), 0.0, CASE.REAL), BLOCKS)
+    along = tl.full((CASE.BM,), 0.0, CASE.REAL)
+    for k0 in range(0, CASE.K, CASE.KB):
+        k = k0 + tl.arange(0, CASE.KB)
+        total, rows = products(x, features, anchors, image, pixel, inside, k, CASE)
         s = total * (inverse * tau_inverse)[None, :]
         grad = gradient_of_similarities(
-            s, label, weight, normaliser, k, index, coefficients, thresholds, rng_state, K, K_PAD, PIXEL_ANCHOR,
-            weights is not None,
-        )  # fmt: skip
+            s, label, weight, normaliser, k, index, coefficients, sets, weights is not None, CASE
+        )
         along += tl.sum(grad * s, 0)
-        grad_operands = operands(grad * tau_inverse, 0, PART, INTERPRETED)
+        grad_operands = operands(grad * tau_inverse, 0, CASE)
         grown = ()
         for block in tl.static_range(BLOCKS):
-            if RESIDENT and block * BD < HELD:
-                parts = opaque_parts(rows[block], REGISTERS)
+            if SHARES == 1 and block * BD < CASE.HELD:
+                parts = opaque_parts(rows[block], CASE)
             else:
-                d = d_first + block * BD + tl.arange(0, BD)
-                parts = load_parts(anchors, k, d, K_PAD, D_PAD, AGAIN=True)
-            grown = grown + (add_gradient(g[block], parts, grad_operands, PRECISION, INTERPRETED),)
+                parts = load_parts(anchors, k, d_first + block * BD + tl.arange(0, BD), CASE, AGAIN=True)
+            grown = grown + (add_gradient(g[block], parts, grad_operands, CASE),)
         g = grown
     for block in tl.static_range(BLOCKS):
         d = d_first + block * BD + tl.arange(0, BD)
-        own = opaque(x[block], REGISTERS)
-        store_gradient(
-            grad_features, image, pixel, inside, d, grad_strides, g[block], own, along, inverse, label >= 0, D, INTERPRETED,
-        )  # fmt: skip
+        own = opaque(x[block], CASE)
+        store_gradient(grad_features, image, pixel, inside, d, g[block], own, along, inverse, label >= 0, CASE)
 
 
 @triton.jit
-def opaque_parts(parts, REGISTERS: tl.constexpr):
+def opaque_parts(parts, CASE: tl.constexpr):
     """:func:`.vectors.opaque` of each: the form in which a product took them is not kept for the next."""
-    if len(parts) == 2:
-        return (opaque(parts[0], REGISTERS), opaque(parts[1], REGISTERS))
+    if CASE.PARTS == 2:
+        return (opaque(parts[0], CASE), opaque(parts[1], CASE))
     else:
-        return (opaque(parts[0], REGISTERS),)
+        return (opaque(parts[0], CASE),)

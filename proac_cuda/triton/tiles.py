@@ -111,6 +111,9 @@ def backward_tiles(
         held = 128  # 8 bytes are spilled with 256
     if architecture == "interpreter":
         pixel_block = INTERPRETER_BM
+    tight = architecture == "sm_100" or (architecture == "sm_90" and more_options)
+    if tight and dtype == torch.float32 and classes > one_block:  # 8 to 40 bytes are spilled with 256
+        held = 128
     own = _power_of_two(channels, channel_block, held)
     sizes = {"BM": pixel_block, "BD": channel_block, "num_warps": warps, "num_stages": 1}
     if classes <= one_block:
@@ -119,7 +122,7 @@ def backward_tiles(
         return Tiles(KB=16 if dtype == torch.float32 else 32, KEPT=0, **sizes)
     held_prototypes = own
     if dtype == torch.float32:  # more, and registers spill
-        held_prototypes = 0 if more_options and architecture in AMPERE else own // 2
+        held_prototypes = 0 if more_options else own // 2
     return Tiles(KB=16, DO=own, HELD=held_prototypes, **sizes)
 
 
@@ -148,7 +151,8 @@ def prototype_tiles(
         return Tiles(kb, INTERPRETER_BM, min(own, 64), 4, 1, DO=own)
     if dtype == torch.float64:
         return Tiles(16, 16, 16, 4, 1, DO=min(own, 64))
-    blocks = 1 if classes <= 16 or more_options else 2  # more would fit bfloat16, and take twice as long to compile
+    blocks = 1 if classes <= 16 else 2  # more, and registers spill
     if dtype == torch.float32:  # twice the registers for features and operands: not all 256 channels fit
-        return Tiles(16, 32, min(own, 32), 4, 1, DO=min(own, 128), BLOCKS=blocks)
+        one = more_options or architecture == "sm_100"
+        return Tiles(16, 32, min(own, 32), 4, 1, DO=min(own, 128), BLOCKS=1 if one else blocks)
     return Tiles(16, 64, min(own, 64), 8, 1, DO=own, BLOCKS=blocks)
