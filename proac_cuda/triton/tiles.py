@@ -120,9 +120,13 @@ def backward_tiles(
         return Tiles(KB=_power_of_two(classes, 16, one_block), KEPT=own, **sizes)
     if channels > held and classes <= 256 and dtype != torch.float64:
         return Tiles(KB=16 if dtype == torch.float32 else 32, KEPT=0, **sizes)
-    held_prototypes = own
-    if dtype == torch.float32:  # more, and registers spill
+    held_prototypes = own  # or as much less as it takes that no register spills
+    if dtype == torch.float32:
         held_prototypes = 0 if more_options else own // 2
+    elif architecture == "sm_120" and more_options:
+        held_prototypes = own // 2
+    elif architecture == "sm_100" and not more_options:
+        held_prototypes = min(own, 96)
     return Tiles(KB=16, DO=own, HELD=held_prototypes, **sizes)
 
 
