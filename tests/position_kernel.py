@@ -9,8 +9,8 @@ from proac_cuda.backends.triton.pixels import label_position
 
 
 @triton.jit
-def positions(index, out, count, size, label_size, scale, BM: tl.constexpr):
+def positions(index, out, count, sampling, BM: tl.constexpr):
     place = tl.arange(0, BM)
-    position = label_position(tl.load(index + place, mask=place < count, other=0), size, label_size, scale)
+    position = label_position(tl.load(index + place, mask=place < count, other=0), sampling)
     for axis in tl.static_range(len(position)):
         tl.store(out + axis * BM + place, position[axis])

@@ -30,12 +30,13 @@ class Bounds:
 
     def run(self, kernel: Any, grid: tuple[int, ...], **arguments: Any) -> None:
         self.kernels.add(kernel.__name__)
-        copies = {name: _between_margins(value) for name, value in arguments.items() if isinstance(value, Tensor)}
-        self._ranges = np.array([(c.data_ptr(), c.data_ptr() + _extent(c)) for c in copies.values()])
+        copies: list[tuple[Tensor, Tensor]] = []
+        arguments = {name: _copied(value, copies) for name, value in arguments.items()}
+        self._ranges = np.array([(c.data_ptr(), c.data_ptr() + _extent(c)) for _, c in copies])
         with self._checked():
-            kernel[grid](**{**arguments, **copies})
-        for name, copy in copies.items():
-            arguments[name].copy_(copy)
+            kernel[grid](**arguments)
+        for tensor, copy in copies:
+            tensor.copy_(copy)
 
     def _check(self, pointers: Any, mask: np.ndarray) -> None:
         """``pointers`` is the interpreter's tensor of them."""
@@ -73,6 +74,16 @@ def _extent(tensor: Tensor) -> int:
         return 0
     elements = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
     return elements * tensor.element_size()
+
+
+def _copied(value: Any, copies: list[tuple[Tensor, Tensor]]) -> Any:
+    """``value`` with a copy of each tensor, and of each in a named tuple, in its place; ``copies`` gets the pairs."""
+    if isinstance(value, Tensor):
+        copies.append((value, _between_margins(value)))
+        return copies[-1][1]
+    if hasattr(value, "_fields"):
+        return type(value)(*(_copied(part, copies) for part in value))
+    return value
 
 
 def _between_margins(tensor: Tensor) -> Tensor:

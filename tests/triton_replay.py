@@ -53,7 +53,8 @@ class Simulator:
             return
         if isinstance(value, tuple):
             for place, part in enumerate(value):
-                self._add(launch, (*path, place), name, part, values, arrays)
+                inner = name if name not in arrays else f"{name}.{place}"
+                self._add(launch, (*path, place), inner, part, values, arrays)
         elif isinstance(value, Tensor):
             size = (
                 1 + sum((n - 1) * s for n, s in zip(value.shape, value.stride(), strict=True)) if value.numel() else 1

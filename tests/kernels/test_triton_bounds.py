@@ -14,23 +14,33 @@ if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs TRITON_INTERPRET=1", allow_module_level=True)
 
 import triton_bounds  # noqa: E402
-from proac_cuda.backends.triton import backward, forward, launch, loss, prepare, prototype_gradient, selection, tiles  # noqa: E402
+from proac_cuda.backends.triton import (  # noqa: E402
+    backward,
+    forward,
+    launch,
+    loss,
+    merge_statistics,
+    prepare,
+    prototype_gradient,
+    selection,
+    tiles,
+)
 from proac_cuda.backends.triton import gradient_by_classes as by_classes  # noqa: E402
 
-MODULES = forward, loss, backward, by_classes, prepare, prototype_gradient, selection
+MODULES = forward, merge_statistics, loss, backward, by_classes, prepare, prototype_gradient, selection
 KERNELS = {name for module in MODULES for name in vars(module) if name.endswith("_kernel")}
-BACKWARD = {"held": {"DO": 32, "DG": 16}, "streamed": {"DO": 16, "DG": 16}, "kept": {"KEPT": 16}}
+BACKWARD = {"held": {"DO": 32, "HELD": 16}, "streamed": {"DO": 16}, "kept": {"KEPT": 16}}
 CLASSES, CHANNELS = 18, 20  # both beyond one block of 16, and ragged
 
 
-def _step(bounds, monkeypatch, backward_sizes, channels_last=False):
+def _step(bounds, monkeypatch, backward_sizes, channels_last=False, prototype_channels=16):
     """A step with every option through all stages: pixels, classes, channels, chunks ragged."""
     monkeypatch.setattr(launch, "run", bounds.run)
     monkeypatch.setattr(tiles, "MAX_CHUNKS", 2)
-    monkeypatch.setattr(tiles, "MAX_PROTOTYPE_CHUNKS", 2)
+    monkeypatch.setattr(tiles, "PROTOTYPE_PROGRAMS", 8)
     monkeypatch.setattr(tiles, "forward_tiles", lambda *_: tiles.Tiles(16, 16, 16, 4, 1, BLOCKS=1))
     monkeypatch.setattr(tiles, "backward_tiles", lambda *_: tiles.Tiles(16, 32, 16, 4, 1, **backward_sizes))
-    monkeypatch.setattr(tiles, "prototype_tiles", lambda *_: tiles.Tiles(16, 16, 16, 4, 1, DO=16))
+    monkeypatch.setattr(tiles, "prototype_tiles", lambda *_: tiles.Tiles(16, 16, 16, 4, 1, DO=prototype_channels))
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(2, CHANNELS, 3, 7, generator=generator)
     if channels_last:
@@ -54,23 +64,23 @@ def test_every_kernel_stays_within_its_arrays(monkeypatch):
     bounds = triton_bounds.Bounds()
     for sizes in BACKWARD.values():
         _step(bounds, monkeypatch, sizes)
-    _step(bounds, monkeypatch, BACKWARD["kept"], channels_last=True)
+    _step(bounds, monkeypatch, BACKWARD["kept"], channels_last=True, prototype_channels=32)
     assert bounds.kernels == KERNELS
 
 
 FAULTS = [
     ("forward", "tl.sum(own_s, 0), mask=inside & ours)", "tl.sum(own_s, 0), mask=ours)"),
-    ("forward", "HARDEST_NEGATIVE * K + k, hardest, mask=k < K)", "HARDEST_NEGATIVE * K + k, hardest)"),
+    ("merge_statistics", "HARDEST_NEGATIVE * K + k, hardest, mask=k < K)", "HARDEST_NEGATIVE * K + k, hardest)"),
     ("loss", "s = tl.load(positive + index, mask=inside, other=0.0)", "s = tl.load(positive + index)"),
     ("forward", "top + tl.log(total), mask=inside)", "top + tl.log(total))"),
-    ("backward", "mask=(d < D)[:, None] & inside[None, :])", "mask=(d >= 0)[:, None] & inside[None, :])"),
+    ("backward", "mask=(d < CASE.D)[:, None] & inside[None, :])", "mask=(d >= 0)[:, None] & inside[None, :])"),
     ("prepare", "tl.store(norms + k, norm, mask=k < K)", "tl.store(norms + k, norm)"),
     (
         "loss",
         "mask = (c < chunks)[:, None] & (k < K)[None, :]",
         "mask = (c < chunks + 1)[:, None] & (k < K)[None, :]",
     ),
-    ("prototype_gradient", "mask=(k < K)[:, None] & (d_own < D)[None, :]", "mask=(k < K)[:, None]"),
+    ("prototype_gradient", "mask=(k < K)[:, None] & (d < D)[None, :]", "mask=(k < K)[:, None]"),
     ("prototype_gradient", "* D + d, mask=d < D, other=0.0) * inverse", "* D + d) * inverse"),
     ("selection", "tl.load(thresholds + 2 * k, mask=k < K, other=-1)", "tl.load(thresholds + 2 * k)"),
     ("selection", "mask=kept, sem", "mask=inside, sem"),

@@ -101,15 +101,14 @@ def test_importing_the_package_imports_no_kernels():
 def test_label_positions_beyond_2_31_pixels():
     """One image of 50,000 x 50,000 pixels: the labels' position comes out of 64-bit arithmetic throughout."""
     import position_kernel
-    from proac_cuda.backends.triton.layout import Pixels, label_arguments
+    from proac_cuda.backends.triton.layout import Pixels, sampling
 
     size, label_size = (50_000, 50_000), (25_000, 100_000)
     labels = torch.empty(1, *label_size, dtype=torch.uint8, device="meta")
-    arguments = label_arguments(labels, None, torch.Size(size), 255, False)
+    where = sampling(labels, None, torch.Size(size), 255, False)
     index = torch.tensor([0, 2**31 - 1, 2**31, 2_400_049_999, 2_499_999_999])
     out = torch.zeros(3, 8, dtype=torch.int64)
-    names = "size", "label_size", "scale"
-    position_kernel.positions[(1,)](index, out, len(index), *(arguments[name] for name in names), BM=8)
+    position_kernel.positions[(1,)](index, out, len(index), where, BM=8)
     assert str(Pixels(1, 50_000**2, []).index_type(labels[:, :1, :1])) == "int64"
     assert str(Pixels(1, 50, []).index_type(labels)) == "int32"
     assert str(Pixels(1, 50, []).index_type(torch.empty(1, 2**31, device="meta"))) == "int64"
@@ -130,16 +129,18 @@ def test_every_loop_goes_round(monkeypatch, dtype, channels, classes, backward):
     from proac_cuda.backends.triton import tiles
 
     sizes = {
-        "features held": {"DO": 256 if channels > 128 else 128, "DG": 64},
-        "features streamed": {"DO": 64, "DG": 32},
+        "features held": {"DO": 256 if channels > 128 else 128, "HELD": 64},
+        "features streamed": {"DO": 64},
         "some kept": {"KEPT": 32},
         "none kept": {"KEPT": 0},
     }[backward]
     monkeypatch.setattr(tiles, "MAX_CHUNKS", 3)
-    monkeypatch.setattr(tiles, "MAX_PROTOTYPE_CHUNKS", 2)
+    monkeypatch.setattr(tiles, "PROTOTYPE_PROGRAMS", 20)
     monkeypatch.setattr(tiles, "forward_tiles", lambda *_: tiles.Tiles(16, 16, 16, 4, 1, BLOCKS=2))
     monkeypatch.setattr(tiles, "backward_tiles", lambda *_: tiles.Tiles(16, 32, 16, 4, 1, **sizes))
-    monkeypatch.setattr(tiles, "prototype_tiles", lambda *_: tiles.Tiles(16, 16, 16, 4, 1, DO=32))
+    monkeypatch.setattr(
+        tiles, "prototype_tiles", lambda *_: tiles.Tiles(16, 16, 16, 4, 1, DO=sizes.get("DO", 32), BLOCKS=2)
+    )
     _compare_every_option(dtype, channels, classes)
 
 

@@ -16,8 +16,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .pixels import kernel, members, read_pixels, tile_of_pixels
-from .vectors import add_products, add_squares, load_features, norm_and_inverse, opaque
+from .pixels import kernel, members, read_pixels, tile_of_pixels, tiles_of_chunk
+from .vectors import add_products, add_squares, load_features, load_parts, norm_and_inverse, opaque
 
 # Rows of the partial sums of a chunk: those of stages.py, but the log-sum-exp as maximum and sum.
 MAXIMUM = tl.constexpr(0)
@@ -40,37 +40,32 @@ def times(value, COUNT: tl.constexpr):
 
 
 @triton.jit
-def add_products_of_blocks(
-    totals, anchors, x, k, d, K_PAD: tl.constexpr, D_PAD: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
-):  # fmt: skip
-    """A tuple of <phat_k, x>, one (KB, BM) for each block of classes, of which k (KB,) is the first, and what the channels d
-    of x (BD, BM) add to it."""
+def add_products_of_blocks(totals, anchors, x, k, d, CASE: tl.constexpr):
+    """A tuple of <phat_k, x>, one (KB, BM) for each block of classes, and what the channels d of x (BD, BM) add to it.
+
+    Of the blocks k (KB,) is the first.
+    """
     grown = ()
     for block in tl.static_range(len(totals)):
-        classes = k + block * k.shape[0]
-        grown = grown + (add_products(totals[block], anchors, x, classes, d, K_PAD, D_PAD, PRECISION, INTERPRETED),)
+        parts = load_parts(anchors, k + block * CASE.KB, d, CASE)
+        grown = grown + (add_products(totals[block], parts, x, CASE),)
     return grown
 
 
 @triton.jit
-def similarities_of_blocks(
-    features, anchors, image, pixel, inside, k, strides, inverse_temperature,
-    D: tl.constexpr, K_PAD: tl.constexpr, D_PAD: tl.constexpr, BLOCKS: tl.constexpr, BD: tl.constexpr,
-    REAL: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
-):  # fmt: skip
-    """(1): S of a tile, its features read once, as a tuple of blocks (KB, BM) of classes, of which k (KB,) is the first; and
-    1/|x|."""
-    totals = times(tl.full((k.shape[0], pixel.shape[0]), 0.0, REAL), BLOCKS)
-    squares = tl.full((BD, pixel.shape[0]), 0.0, REAL)
+def similarities_of_blocks(features, anchors, image, pixel, inside, k, inverse_temperature, CASE: tl.constexpr):
+    """(1): S of a tile, its features read once, and 1/|x|. S is a tuple of blocks (KB, BM) of classes, k (KB,) the first."""
+    totals = times(tl.full((CASE.KB, CASE.BM), 0.0, CASE.REAL), CASE.BLOCKS)
+    squares = tl.full((CASE.BD, CASE.BM), 0.0, CASE.REAL)
     far_squares = squares
-    for d0 in range(0, D, BD):
-        d = d0 + tl.arange(0, BD)
-        x = load_features(features, image, pixel, inside, d, strides, D)
-        totals = add_products_of_blocks(totals, anchors, x, k, d, K_PAD, D_PAD, PRECISION, INTERPRETED)
-        squares, far_squares = add_squares(squares, far_squares, x.to(REAL))
+    for d0 in range(0, CASE.D, CASE.BD):
+        d = d0 + tl.arange(0, CASE.BD)
+        x = load_features(features, image, pixel, inside, d, CASE)
+        totals = add_products_of_blocks(totals, anchors, x, k, d, CASE)
+        squares, far_squares = add_squares(squares, far_squares, x.to(CASE.REAL))
     _, inverse = norm_and_inverse(tl.sum(squares, 0), tl.sum(far_squares, 0))
     s = ()
-    for block in tl.static_range(BLOCKS):
+    for block in tl.static_range(CASE.BLOCKS):
         s = s + (totals[block] * (inverse * inverse_temperature)[None, :],)
     return s, inverse
 
@@ -119,73 +114,71 @@ def add_in_place(pointers, values, mask):
 
 
 @triton.jit
-def log_sum_of_blocks(s, K: tl.constexpr, KB: tl.constexpr):
+def log_sum_of_blocks(s, CASE: tl.constexpr):
     """(5): logsumexp_c S_ci of a tile's pixels, (BM,), from the blocks of all classes."""
-    top = tl.full((s[0].shape[1],), float("-inf"), s[0].dtype)
-    total = tl.full((s[0].shape[1],), 0.0, s[0].dtype)
+    top = tl.full((CASE.BM,), float("-inf"), CASE.REAL)
+    total = tl.full((CASE.BM,), 0.0, CASE.REAL)
     for block in tl.static_range(len(s)):
-        k = block * KB + tl.arange(0, KB)
-        top, total = add_to_log_sum(top, total, tl.where((k < K)[:, None], s[block], float("-inf")), 0)
+        k = block * CASE.KB + tl.arange(0, CASE.KB)
+        top, total = add_to_log_sum(top, total, tl.where((k < CASE.K)[:, None], s[block], float("-inf")), 0)
     return top + tl.log(total)
+
+
+@triton.jit
+def begin_chunk(rows, found, first, CASE: tl.constexpr):
+    """What a program's chunk holds before its first tile; ``found`` are the diagnostics."""
+    nothing = tl.full((CASE.KB,), 0.0, CASE.REAL)
+    for block in range(CASE.BLOCKS):
+        k = first + block * CASE.KB + tl.arange(0, CASE.KB)
+        for statistic in range(NUM_PARTIALS):
+            maximum = (statistic == MAXIMUM) | (statistic == HARDEST_NEGATIVE)
+            start = tl.where(maximum, nothing + float("-inf"), nothing)
+            tl.store(rows + statistic * CASE.K + k, start, mask=k < CASE.K)
+    if first == 0:
+        for number in range(4):
+            tl.store(found + number, tl.full((), 0, tl.int64))
 
 
 @kernel
 def class_statistics_kernel(
-    features, anchors, labels, weights, thresholds, rng_state, log_normaliser,
-    partials, positive, diagnostics,
-    inverse_temperature: "fp64", ignore_index, P, tiles_per_image, tiles, tiles_per_chunk,
-    strides, size, label_size, scale, label_strides, weight_strides,
-    K: tl.constexpr, D: tl.constexpr, K_PAD: tl.constexpr, D_PAD: tl.constexpr,
-    PIXEL_ANCHOR: tl.constexpr, HARDEST: tl.constexpr,
-    BLOCKS: tl.constexpr, KB: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr,
-    PRECISION: tl.constexpr, INDEX: tl.constexpr, INTERPRETED: tl.constexpr, REGISTERS: tl.constexpr,
+    features, anchors, labels, weights, sets, log_normaliser, partials, positive, diagnostics,
+    tiling, sampling, inverse_temperature: "fp64", HARDEST: tl.constexpr, CASE: tl.constexpr,
 ):  # fmt: skip
     """Partial sums of a chunk (program axis 0) for BLOCKS blocks of KB classes (axis 1), and S_{y_i,i} of its pixels."""
-    REAL: tl.constexpr = partials.dtype.element_ty
+    K: tl.constexpr = CASE.K
+    KB: tl.constexpr = CASE.KB
+    BLOCKS: tl.constexpr = CASE.BLOCKS
+    REAL: tl.constexpr = CASE.REAL
     chunk, first = tl.program_id(0), tl.program_id(1) * BLOCKS * KB
     # All weights 1, and all pixels of other classes taken: these are counted, and a difference of counts is exact.
-    COUNTED: tl.constexpr = weights is None and thresholds is None
+    COUNTED: tl.constexpr = weights is None and sets is None
     tau_inverse = tl.full((), inverse_temperature, REAL)
     zero, one = tl.full((), 0.0, REAL), tl.full((), 1.0, REAL)
     rows = partials + chunk * (NUM_PARTIALS * K)  # of this chunk
-    for block in tl.static_range(BLOCKS):
-        k = first + block * KB + tl.arange(0, KB)
-        row = rows + k
-        nothing = tl.full((KB,), 0.0, REAL)
-        tl.store(row + MAXIMUM * K, nothing + float("-inf"), mask=k < K)
-        tl.store(row + HARDEST_NEGATIVE * K, nothing + float("-inf"), mask=k < K)
-        for statistic in tl.static_range(WEIGHT, HARDEST_NEGATIVE):
-            tl.store(row + statistic * K, nothing, mask=k < K)
-        tl.store(row + EXP_SUM * K, nothing, mask=k < K)
-    if first == 0:
-        for number in tl.static_range(4):
-            tl.store(diagnostics + chunk * 4 + number, tl.full((), 0, tl.int64))
+    begin_chunk(rows, diagnostics + chunk * 4, first, CASE)
     tl.debug_barrier()
     total_weight = zero
 
-    for tile in range(chunk * tiles_per_chunk, tl.minimum((chunk + 1) * tiles_per_chunk, tiles)):
-        image, pixel, index, inside = tile_of_pixels(tile, tiles_per_image, P, BM, INDEX)
+    first_tile, end = tiles_of_chunk(chunk, tiling)
+    for tile in range(first_tile, end):
+        image, pixel, index, inside = tile_of_pixels(tile, tiling, CASE.BM, CASE.INDEX)
         label, weight, bad_label, bad_weight, raw_label, raw_weight = read_pixels(
-            index, inside, labels, label_strides, weights, weight_strides, size, label_size, scale, ignore_index, K,
-            REAL,
-        )  # fmt: skip
+            index, inside, labels, weights, sampling, K, REAL
+        )
         if (first == 0) & (tl.max((bad_label | bad_weight).to(tl.int32), 0) > 0):
             note_bad(diagnostics + chunk * 4, raw_label, bad_label)
             note_bad(diagnostics + chunk * 4 + 2, raw_weight.to(tl.float64).to(tl.int64, bitcast=True), bad_weight)
 
         # Opaque: else the compiler keeps the addresses of all blocks in registers from tile to tile.
-        classes = first + opaque(tl.arange(0, KB), REGISTERS)
-        s, _ = similarities_of_blocks(
-            features, anchors, image, pixel, inside, classes, strides, tau_inverse,
-            D, K_PAD, D_PAD, BLOCKS, BD, REAL, PRECISION, INTERPRETED,
-        )  # fmt: skip
+        classes = first + opaque(tl.arange(0, KB), CASE)
+        s, _ = similarities_of_blocks(features, anchors, image, pixel, inside, classes, tau_inverse, CASE)
         normaliser = weight
-        if PIXEL_ANCHOR:
+        if CASE.PIXEL_ANCHOR:
             if log_normaliser is None:
-                normaliser = log_sum_of_blocks(s, K, KB)
+                normaliser = log_sum_of_blocks(s, CASE)
             else:
                 normaliser = tl.load(log_normaliser + index, mask=inside, other=0.0)
-        own_s = tl.full((KB, BM), 0.0, REAL)
+        own_s = tl.full((KB, CASE.BM), 0.0, REAL)
         for block in tl.static_range(BLOCKS):
             k = first + block * KB + tl.arange(0, KB)
             own_s = tl.where(label[None, :] == k[:, None], s[block], own_s)
@@ -200,7 +193,7 @@ def class_statistics_kernel(
         for block in tl.static_range(BLOCKS):
             k = classes + block * KB
             row = rows + k
-            own, negative = members(label, k, index, thresholds, rng_state, K)
+            own, negative = members(label, k, index, sets, K)
             terms = s[block]
             if weights is not None:
                 terms += log_weight
@@ -212,7 +205,7 @@ def class_statistics_kernel(
             summands = (tl.where(own, factor, zero), tl.where(own, factor * s[block], 0.0))
             if not COUNTED:
                 summands = summands + (tl.where(negative, factor, zero),)
-            sums = sums_over_pixels(summands, INTERPRETED)
+            sums = sums_over_pixels(summands, CASE.INTERPRETED)
             weight_sum = tl.load(row + WEIGHT * K, mask=k < K, other=0.0) + sums[0]
             positive_sum = tl.load(row + POSITIVE_SUM * K, mask=k < K, other=0.0) + sums[1]
             negative_weight, hardest, pixel_loss_sum = total_weight - weight_sum, weight_sum, weight_sum
@@ -221,7 +214,7 @@ def class_statistics_kernel(
             if HARDEST:
                 hardest = tl.load(row + HARDEST_NEGATIVE * K, mask=k < K, other=0.0)
                 hardest = tl.maximum(hardest, tl.max(tl.where(negative, s[block], float("-inf")), 1))
-            if PIXEL_ANCHOR:
+            if CASE.PIXEL_ANCHOR:
                 excess = tl.where(own, factor * (normaliser[None, :] - s[block]), 0.0)
                 pixel_loss_sum = tl.load(row + PIXEL_LOSS_SUM * K, mask=k < K, other=0.0) + tl.sum(excess, 1)
             tl.debug_barrier()  # several threads have read what one overwrites
@@ -232,7 +225,7 @@ def class_statistics_kernel(
             tl.store(row + NEGATIVE_WEIGHT * K, negative_weight, mask=k < K)
             if HARDEST:
                 tl.store(row + HARDEST_NEGATIVE * K, hardest, mask=k < K)
-            if PIXEL_ANCHOR:
+            if CASE.PIXEL_ANCHOR:
                 tl.store(row + PIXEL_LOSS_SUM * K, pixel_loss_sum, mask=k < K)
         tl.debug_barrier()  # the next tile reads what this one wrote
 
@@ -256,74 +249,14 @@ def note_bad(found, values, bad):
 
 
 @kernel
-def merge_statistics_kernel(
-    partials, diagnostics, statistics, merged_diagnostics, counters, chunks,
-    K: tl.constexpr, KB: tl.constexpr, CB: tl.constexpr,
-):  # fmt: skip
-    """:func:`proac_cuda.stages.merge_statistics` over the chunks, in their order; and stage (ii)'s counters set to 0."""
-    REAL: tl.constexpr = partials.dtype.element_ty
-    k = tl.program_id(0) * KB + tl.arange(0, KB)
-    maximum = tl.full((KB,), float("-inf"), REAL)
-    hardest = tl.full((KB,), float("-inf"), REAL)
-    exp_sum = tl.full((KB,), 0.0, REAL)
-    for c0 in range(0, chunks, CB):
-        c = c0 + tl.arange(0, CB)
-        mask = (c < chunks)[:, None] & (k < K)[None, :]
-        row = partials + c[:, None] * (NUM_PARTIALS * K) + k[None, :]
-        part = tl.load(row + MAXIMUM * K, mask=mask, other=float("-inf"))
-        part_sum = tl.load(row + EXP_SUM * K, mask=mask, other=0.0)
-        higher = tl.maximum(maximum, tl.max(part, 0))
-        shift = tl.where(higher == float("-inf"), 0.0, higher)
-        exp_sum = exp_sum * tl.exp(maximum - shift) + tl.sum(part_sum * tl.exp(part - shift[None, :]), 0)
-        maximum = higher
-        part = tl.load(row + HARDEST_NEGATIVE * K, mask=mask, other=float("-inf"))
-        hardest = tl.maximum(hardest, tl.max(part, 0))
-    tl.store(statistics + k, tl.where(exp_sum == 0, float("-inf"), maximum + tl.log(exp_sum)), mask=k < K)
-    hardest = tl.where(exp_sum == exp_sum, hardest, float("nan"))  # a maximum passes over NaN, the sum did not
-    tl.store(statistics + HARDEST_NEGATIVE * K + k, hardest, mask=k < K)
-    for statistic in tl.static_range(1, 5):
-        total = tl.full((KB,), 0.0, REAL)
-        for c0 in range(0, chunks, CB):
-            c = c0 + tl.arange(0, CB)
-            mask = (c < chunks)[:, None] & (k < K)[None, :]
-            row = partials + c[:, None] * (NUM_PARTIALS * K) + k[None, :]
-            total += tl.sum(tl.load(row + statistic * K, mask=mask, other=0.0), 0)
-        tl.store(statistics + statistic * K + k, total, mask=k < K)
-
-    tl.store(counters + 1 + tl.program_id(0), 0)
-    if tl.program_id(0) == 0:
-        tl.store(counters, 0)
-        for kind in tl.static_range(2):
-            count, value = tl.full((), 0, tl.int64), tl.full((), 0, tl.int64)
-            for c0 in range(0, chunks, CB):
-                c = c0 + tl.arange(0, CB)
-                counts = tl.load(diagnostics + c * 4 + 2 * kind, mask=c < chunks, other=0)
-                values = tl.load(diagnostics + c * 4 + 2 * kind + 1, mask=c < chunks, other=0)
-                first, _ = first_of(values, counts > 0)
-                value = tl.where(count == 0, first, value)
-                count += tl.sum(counts, 0)
-            tl.store(merged_diagnostics + 2 * kind, count)
-            tl.store(merged_diagnostics + 2 * kind + 1, value)
-
-
-@kernel
-def log_normaliser_kernel(
-    features, anchors, log_normaliser,
-    inverse_temperature: "fp64", P, tiles_per_image, strides,
-    K: tl.constexpr, D: tl.constexpr, K_PAD: tl.constexpr, D_PAD: tl.constexpr,
-    KB: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr,
-    PRECISION: tl.constexpr, INDEX: tl.constexpr, INTERPRETED: tl.constexpr, REGISTERS: tl.constexpr,
-):  # fmt: skip
-    """(5): logsumexp_c S_ci of each pixel, for the twin where the classes do not fit into one block."""
-    REAL: tl.constexpr = log_normaliser.dtype.element_ty
-    image, pixel, index, inside = tile_of_pixels(tl.program_id(0), tiles_per_image, P, BM, INDEX)
-    top = tl.full((BM,), float("-inf"), REAL)
-    total = tl.full((BM,), 0.0, REAL)
-    for k0 in range(0, K, KB):
-        k = k0 + tl.arange(0, KB)
-        s, _ = similarities_of_blocks(
-            features, anchors, image, pixel, inside, k, strides, tl.full((), inverse_temperature, REAL),
-            D, K_PAD, D_PAD, 1, BD, REAL, PRECISION, INTERPRETED,
-        )  # fmt: skip
-        top, total = add_to_log_sum(top, total, tl.where((k < K)[:, None], s[0], float("-inf")), 0)
+def log_normaliser_kernel(features, anchors, log_normaliser, tiling, inverse_temperature: "fp64", CASE: tl.constexpr):
+    """(5): logsumexp_c S_ci of each pixel, for the twin where the classes do not fit into one program."""
+    image, pixel, index, inside = tile_of_pixels(tl.program_id(0), tiling, CASE.BM, CASE.INDEX)
+    tau_inverse = tl.full((), inverse_temperature, CASE.REAL)
+    top = tl.full((CASE.BM,), float("-inf"), CASE.REAL)
+    total = tl.full((CASE.BM,), 0.0, CASE.REAL)
+    for k0 in range(0, CASE.K, CASE.KB):
+        k = k0 + tl.arange(0, CASE.KB)
+        s, _ = similarities_of_blocks(features, anchors, image, pixel, inside, k, tau_inverse, CASE)
+        top, total = add_to_log_sum(top, total, tl.where((k < CASE.K)[:, None], s[0], float("-inf")), 0)
     tl.store(log_normaliser + index, top + tl.log(total), mask=inside)

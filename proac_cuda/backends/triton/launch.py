@@ -8,8 +8,8 @@ at the end would read for longer than a launch takes. Ranks exchange sums betwee
 
 Sums over pixels come in at most MAX_CHUNKS chunks for K-vectors: that many programs share the features, and 64 would leave
 three quarters of a large GPU idle (two programs fit on a multiprocessor, of which there are 108 and more). They cost
-9 x 512 x K numbers. The chunks of the prototypes' gradient, K x D numbers each, are at most MAX_PROTOTYPE_CHUNKS = 64; its
-blocks of classes and of channels are programs of their own.
+9 x 512 x K numbers. The prototypes' gradient is made by about PROTOTYPE_PROGRAMS programs, those for other classes and channels
+counted; what each keeps is its block of the gradient: 8 MB in all, or K x D numbers where that is more.
 """
 
 from __future__ import annotations
@@ -26,8 +26,18 @@ from torch import Tensor
 
 from ... import stages
 from ...stages import NONE
-from . import backward, forward, gradient_by_classes, loss, prepare, prototype_gradient, selection, tiles
-from .layout import Pixels, label_arguments, lay_out
+from . import (
+    backward,
+    forward,
+    gradient_by_classes,
+    loss,
+    merge_statistics,
+    prepare,
+    prototype_gradient,
+    selection,
+    tiles,
+)
+from .layout import Pixels, case_of, ceil_div, lay_out, sampling, sets_of
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 OPTIONS = {"enable_fp_fusion": True}  #: of every launch, see `run`
@@ -35,7 +45,7 @@ OPTIONS = {"enable_fp_fusion": True}  #: of every launch, see `run`
 
 @functools.cache
 def architecture(device: torch.device) -> str:
-    """ "sm_80", "gfx942" and the like; "interpreter" on CPU tensors."""
+    """What it is called by compilers: "sm_80", "gfx942" and the like; "interpreter" on CPU tensors."""
     if device.type != "cuda":
         return "interpreter"
     properties = torch.cuda.get_device_properties(device)
@@ -62,24 +72,11 @@ def _on(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 
 
-def _round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple
-
-
-def _precision(arch: str, dtype: torch.dtype) -> str:
-    return "tf32x3" if dtype == torch.float32 and not arch.startswith("gfx") and arch not in tiles.FMA else "ieee"
-
-
-def _registers(arch: str) -> str | None:
-    """Whose names of registers `vectors.opaque` uses; the interpreter has none."""
-    return None if INTERPRETED else {"sm": "nvidia", "gf": "amd"}.get(arch[:2])
-
-
 class _Anchors(NamedTuple):
-    """phat of :func:`prepare.prepare_kernel`, and the sizes that its readers need."""
+    """phat of :func:`prepare.prepare_kernel`, (parts, K_PAD, D_PAD), and in backward the coefficients."""
 
-    tensor: Tensor
-    arguments: dict[str, Any]
+    anchors: Tensor
+    coefficients: Tensor | None
 
 
 def _prepare(
@@ -87,15 +84,15 @@ def _prepare(
 ) -> _Anchors:
     """(1): phat, padded to whole blocks of the kernels that read it or mask it; in backward also the coefficients."""
     num_classes, channels = prototypes.shape
-    k_pad = _round_up(num_classes, tiles.K_MULTIPLE)
-    d_pad = _round_up(channels, max(max(tile.BD, tile.DO, tile.KEPT) for tile in chosen))
+    k_pad = ceil_div(num_classes, tiles.K_MULTIPLE) * tiles.K_MULTIPLE
+    widest = max(max(tile.BD, tile.DO, tile.KEPT) for tile in chosen)
+    d_pad = ceil_div(channels, widest) * widest
     parts = tiles.parts(features.dtype, architecture(features.device))
     dtype = features.dtype if parts == 2 else prototypes.dtype
     anchors = torch.empty(parts, k_pad, d_pad, dtype=dtype, device=prototypes.device)
     coefficients = None
     if gradient:
-        shape = prepare.NUM_COEFFICIENTS, k_pad
-        coefficients = torch.empty(shape, dtype=prototypes.dtype, device=prototypes.device)
+        coefficients = prototypes.new_empty(prepare.NUM_COEFFICIENTS, k_pad)
     else:
         gradient = {
             "statistics": None, "sums": None, "class_weight": None, "grad_loss": None, "alpha": 0.0, "grad_stride": 0,
@@ -103,30 +100,36 @@ def _prepare(
         }  # fmt: skip
     rows = 4
     run(
-        prepare.prepare_kernel, (triton.cdiv(k_pad, rows),),
+        prepare.prepare_kernel, (ceil_div(k_pad, rows),),
         prototypes=prototypes, anchors=anchors, norms=norms, coefficients=coefficients, **gradient,
         K=num_classes, D=channels, K_PAD=k_pad, D_PAD=d_pad, RB=rows, DB=128, INTERPRETED=INTERPRETED,
     )  # fmt: skip
-    sizes = {"anchors": anchors, "K": num_classes, "D": channels, "K_PAD": k_pad, "D_PAD": d_pad}
-    if coefficients is not None:
-        sizes["coefficients"] = coefficients
-    return _Anchors(anchors, sizes)
+    return _Anchors(anchors, coefficients)
 
 
-def _blocks(tile: tiles.Tiles, *names: str) -> dict[str, Any]:
-    return {name: getattr(tile, name) for name in (*names, "num_warps", "num_stages")}
+def _compiled_for(
+    features: Tensor, prototypes: Tensor, anchors: Tensor, index_type: Any, pixel_anchor: bool, tile: tiles.Tiles
+) -> dict[str, Any]:
+    """The case that a large kernel is compiled for, and how."""
+    arch = architecture(features.device)
+    case = case_of(
+        tile,
+        prototypes.dtype,
+        anchors.dtype,
+        prototypes.shape,
+        anchors.shape,
+        index_type,
+        pixel_anchor,
+        arch,
+        INTERPRETED,
+    )
+    return {"CASE": case, "num_warps": tile.num_warps, "num_stages": tile.num_stages}
 
 
 def select_negatives(
-    features: Tensor,
-    labels: Tensor,
-    pixel_weight: Tensor | None,
-    rng_state: Tensor,
-    num_negatives: int,
-    num_classes: int,
-    ignore_index: int,
-    nearest_exact: bool = False,
-) -> Tensor:
+    features: Tensor, labels: Tensor, pixel_weight: Tensor | None, rng_state: Tensor, num_negatives: int, num_classes: int,
+    ignore_index: int, nearest_exact: bool = False,
+) -> Tensor:  # fmt: skip
     """Stage (0), equation (2): as :func:`proac_cuda.backends.reference.select_negatives`."""
     spatial = features.shape[2:]
     pixels = Pixels(1, features.shape[0] * spatial.numel(), [])
@@ -134,20 +137,20 @@ def select_negatives(
     ranks = rng_state.new_empty(num_classes)
     histogram = rng_state.new_zeros(num_classes + 1, 256)
     block, classes = 1024 if INTERPRETED else 256, min(32, triton.next_power_of_2(num_classes))
-    per_image, total = pixels.grid(block)
+    tiling, total = pixels.chunks(block, 1)[0], pixels.tiles(block)
     real = tl.float64 if features.dtype == torch.float64 else tl.float32
-    index_digits = max(1, triton.cdiv(max(0, pixels.per_image - 1).bit_length(), 8))
+    index_digits = max(1, ceil_div(max(0, pixels.per_image - 1).bit_length(), 8))
     digits = [(False, shift) for shift in (24, 16, 8, 0)]
     digits += [(True, 8 * digit) for digit in reversed(range(index_digits))]
-    arguments = label_arguments(labels, pixel_weight, spatial, ignore_index, nearest_exact)
+    where = sampling(labels, pixel_weight, spatial, ignore_index, nearest_exact)
     with _on(features):
         for number, (of_index, shift) in enumerate(digits):
             digit = {"FIRST": number == 0, "OF_INDEX": of_index, "shift": shift, "K": num_classes}
             if total:
                 run(
-                    selection.count_digits_kernel, (total, 1 if number == 0 else triton.cdiv(num_classes, classes)),
+                    selection.count_digits_kernel, (total, 1 if number == 0 else ceil_div(num_classes, classes)),
                     rng_state=rng_state, thresholds=thresholds, histogram=histogram,
-                    P=pixels.per_image, tiles_per_image=per_image, **arguments, **digit,
+                    labels=labels, weights=pixel_weight, tiling=tiling, sampling=where, **digit,
                     REAL=real, KB=classes, BM=block, INDEX=pixels.index_type(labels), num_warps=8,
                 )  # fmt: skip
             run(
@@ -159,26 +162,17 @@ def select_negatives(
 
 
 def _statistics(
-    features: Tensor,
-    labels: Tensor,
-    pixel_weight: Tensor | None,
-    prototypes: Tensor,
-    thresholds: Tensor | None,
-    rng_state: Tensor | None,
-    temperature: float,
-    ignore_index: int,
-    pixel_anchor: bool,
-    hardest_negative: bool,
+    features: Tensor, labels: Tensor, pixel_weight: Tensor | None, prototypes: Tensor, thresholds: Tensor | None,
+    rng_state: Tensor | None, temperature: float, ignore_index: int, pixel_anchor: bool, hardest_negative: bool,
     nearest_exact: bool = False,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Stage (i), and the counters of stage (ii)."""
     num_classes, channels = prototypes.shape
     arch = architecture(features.device)
     more_options = pixel_weight is not None or thresholds is not None or pixel_anchor or hardest_negative
     tile = tiles.forward_tiles(features.dtype, channels, num_classes, arch, more_options)
     pixels = lay_out(features)
-    chunks = pixels.chunks(tile.BM, tiles.MAX_CHUNKS)
-    num_chunks = max(1, triton.cdiv(chunks["tiles"], chunks["tiles_per_chunk"]))
+    tiling, num_chunks = pixels.chunks(tile.BM, tiles.MAX_CHUNKS)
     new = prototypes.new_empty
     positive = new(features.shape[0], *features.shape[2:])
     statistics = new(stages.NUM_STATISTICS, num_classes)
@@ -187,29 +181,32 @@ def _statistics(
     chunk_diagnostics = new(num_chunks, 4, dtype=torch.int64)
     block = _class_block(num_classes)
     counters = new(_num_counters(num_classes), dtype=torch.int32)
-    common = {
-        "features": features, "inverse_temperature": 1 / temperature, "strides": pixels.strides[0],
-        "P": pixels.per_image, "PRECISION": _precision(arch, features.dtype), "INDEX": pixels.index_type(labels),
-        "INTERPRETED": INTERPRETED, "REGISTERS": _registers(arch), **_blocks(tile, "KB", "BM", "BD"),
-    }  # fmt: skip
+    programs, index_type = ceil_div(num_classes, tile.BLOCKS * tile.KB), pixels.index_type(labels)
     with _on(features):
-        anchors = _prepare(features, prototypes, [tile], None)
+        anchors = _prepare(features, prototypes, [tile], None).anchors
         log_normaliser = None
-        if pixel_anchor and num_classes > tile.BLOCKS * tile.KB and chunks["tiles"]:
+        common = {
+            "features": pixels.maps[0],
+            "anchors": anchors,
+            "tiling": tiling,
+            "inverse_temperature": 1 / temperature,
+        }
+        compiled_for = functools.partial(_compiled_for, features, prototypes, anchors, index_type, pixel_anchor)
+        if pixel_anchor and programs > 1 and pixels.tiles(tile.BM):
             log_normaliser = torch.empty_like(positive)
             run(
-                forward.log_normaliser_kernel, (chunks["tiles"],), log_normaliser=log_normaliser,
-                tiles_per_image=chunks["tiles_per_image"], **common, **anchors.arguments,
+                forward.log_normaliser_kernel, (pixels.tiles(tile.BM),), log_normaliser=log_normaliser, **common,
+                **compiled_for(tile._replace(BLOCKS=1)),
             )  # fmt: skip
         run(
-            forward.class_statistics_kernel, (num_chunks, triton.cdiv(num_classes, tile.BLOCKS * tile.KB)),
-            partials=partials, positive=positive, diagnostics=chunk_diagnostics, log_normaliser=log_normaliser,
-            thresholds=thresholds, rng_state=rng_state, PIXEL_ANCHOR=pixel_anchor, HARDEST=hardest_negative, BLOCKS=tile.BLOCKS,
-            **label_arguments(labels, pixel_weight, features.shape[2:], ignore_index, nearest_exact),
-            **chunks, **common, **anchors.arguments,
+            forward.class_statistics_kernel, (num_chunks, programs), **common,
+            labels=labels, weights=pixel_weight, sets=sets_of(thresholds, rng_state),
+            sampling=sampling(labels, pixel_weight, features.shape[2:], ignore_index, nearest_exact),
+            log_normaliser=log_normaliser, partials=partials, positive=positive, diagnostics=chunk_diagnostics,
+            HARDEST=hardest_negative, **compiled_for(tile),
         )  # fmt: skip
         run(
-            forward.merge_statistics_kernel, (triton.cdiv(num_classes, block),),
+            merge_statistics.merge_statistics_kernel, (ceil_div(num_classes, block),),
             partials=partials, diagnostics=chunk_diagnostics, statistics=statistics, merged_diagnostics=diagnostics,
             counters=counters, chunks=num_chunks, K=num_classes, KB=block, CB=16 if prototypes.dtype == torch.float64 else 32,
         )  # fmt: skip
@@ -228,37 +225,27 @@ def _class_block(num_classes: int) -> int:
 
 def _num_counters(num_classes: int) -> int:
     """Of stage (ii): one for each block of classes, and one for the blocks."""
-    return 1 + int(triton.cdiv(num_classes, _class_block(num_classes)))
+    return 1 + ceil_div(num_classes, _class_block(num_classes))
 
 
 def _sum_positives(
-    positive: Tensor,
-    labels: Tensor,
-    pixel_weight: Tensor | None,
-    statistics: Tensor,
-    counters: Tensor,
-    ignore_index: int,
-    negative_mean: bool,
-    nearest_exact: bool,
-    loss_of_sums: Tensor | None = None,
-    class_weight: Tensor | None = None,
-    pixel_anchor_weight: float = 0.0,
-    reduction: int = NONE,
-) -> Tensor:
+    positive: Tensor, labels: Tensor, pixel_weight: Tensor | None, statistics: Tensor, counters: Tensor, ignore_index: int,
+    negative_mean: bool, nearest_exact: bool, loss_of_sums: Tensor | None = None, class_weight: Tensor | None = None,
+    pixel_anchor_weight: float = 0.0, reduction: int = NONE,
+) -> Tensor:  # fmt: skip
     """Stage (ii); where ``loss_of_sums`` is given, the loss is written to it. ``counters`` are 0."""
     num_classes = statistics.shape[1]
     pixels = Pixels(1, positive.numel(), [])
     block, classes = 128, _class_block(num_classes)
-    chunks = pixels.chunks(block, tiles.MAX_CHUNKS)
-    num_chunks = max(1, triton.cdiv(chunks["tiles"], chunks["tiles_per_chunk"]))
+    tiling, num_chunks = pixels.chunks(block, tiles.MAX_CHUNKS)
     partials = statistics.new_empty(stages.NUM_POSITIVE_SUMS, num_chunks, num_classes)
     sums = statistics.new_empty(stages.NUM_POSITIVE_SUMS, num_classes)
     with _on(positive):
         run(
-            loss.positive_sums_kernel, (num_chunks, triton.cdiv(num_classes, classes)),
+            loss.positive_sums_kernel, (num_chunks, ceil_div(num_classes, classes)),
             positive=positive.contiguous(), statistics=statistics, class_weight=class_weight, partials=partials,
-            counters=counters, sums=sums, loss=loss_of_sums, P=pixels.per_image, **chunks,
-            **label_arguments(labels, pixel_weight, positive.shape[1:], ignore_index, nearest_exact),
+            counters=counters, sums=sums, loss=loss_of_sums, labels=labels, weights=pixel_weight, tiling=tiling,
+            sampling=sampling(labels, pixel_weight, positive.shape[1:], ignore_index, nearest_exact),
             alpha=pixel_anchor_weight, NEGATIVE_MEAN=negative_mean, PIXEL_ANCHOR=pixel_anchor_weight > 0,
             REDUCTION=reduction, K=num_classes, KB=classes, BM=block, CB=32, INDEX=pixels.index_type(labels),
         )  # fmt: skip
@@ -266,14 +253,9 @@ def _sum_positives(
 
 
 def positive_sums(
-    positive: Tensor,
-    labels: Tensor,
-    pixel_weight: Tensor | None,
-    statistics: Tensor,
-    ignore_index: int,
-    negative_mean: bool,
+    positive: Tensor, labels: Tensor, pixel_weight: Tensor | None, statistics: Tensor, ignore_index: int, negative_mean: bool,
     nearest_exact: bool = False,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Stage (ii): as :func:`proac_cuda.backends.reference.positive_sums`."""
     num_classes = statistics.shape[1]
     counters = labels.new_zeros(_num_counters(num_classes), dtype=torch.int32)
@@ -304,21 +286,10 @@ def reduce_loss(
 
 
 def loss_forward(
-    features: Tensor,
-    labels: Tensor,
-    pixel_weight: Tensor | None,
-    prototypes: Tensor,
-    class_weight: Tensor | None,
-    thresholds: Tensor | None,
-    rng_state: Tensor | None,
-    temperature: float,
-    ignore_index: int,
-    negative_mean: bool,
-    pixel_anchor_weight: float,
-    reduction: int,
-    hardest_negative: bool,
-    nearest_exact: bool = False,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    features: Tensor, labels: Tensor, pixel_weight: Tensor | None, prototypes: Tensor, class_weight: Tensor | None,
+    thresholds: Tensor | None, rng_state: Tensor | None, temperature: float, ignore_index: int, negative_mean: bool,
+    pixel_anchor_weight: float, reduction: int, hardest_negative: bool, nearest_exact: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Stages (i) and (ii) and the reduction in one go: loss, statistics, sums, diagnostics, equal to the stages' to the bit."""
     statistics, positive, diagnostics, counters = _statistics(
         features, labels, pixel_weight, prototypes, thresholds, rng_state, temperature, ignore_index,
@@ -333,25 +304,11 @@ def loss_forward(
 
 
 def loss_gradients(
-    features: Tensor,
-    labels: Tensor,
-    pixel_weight: Tensor | None,
-    prototypes: Tensor,
-    thresholds: Tensor | None,
-    rng_state: Tensor | None,
-    statistics: Tensor,
-    sums: Tensor,
-    class_weight: Tensor | None,
-    grad_loss: Tensor,
-    temperature: float,
-    ignore_index: int,
-    negative_mean: bool,
-    pixel_anchor_weight: float,
-    reduction: int,
-    features_need_grad: bool,
-    prototypes_need_grad: bool,
-    nearest_exact: bool = False,
-) -> tuple[Tensor, Tensor]:
+    features: Tensor, labels: Tensor, pixel_weight: Tensor | None, prototypes: Tensor, thresholds: Tensor | None,
+    rng_state: Tensor | None, statistics: Tensor, sums: Tensor, class_weight: Tensor | None, grad_loss: Tensor,
+    temperature: float, ignore_index: int, negative_mean: bool, pixel_anchor_weight: float, reduction: int,
+    features_need_grad: bool, prototypes_need_grad: bool, nearest_exact: bool = False,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Stage (iii): as :func:`proac_cuda.backends.reference.loss_gradients`."""
     num_classes, channels = prototypes.shape
     arch = architecture(features.device)
@@ -362,42 +319,41 @@ def loss_gradients(
     grad_prototypes = torch.empty_like(prototypes) if prototypes_need_grad else prototypes.new_empty(0)
     norms = prototypes.new_empty(num_classes) if prototypes_need_grad else None
     pixels = lay_out(features, grad_features) if features_need_grad else lay_out(features)
+    index_type, pixel_anchor = pixels.index_type(labels), pixel_anchor_weight > 0
     common = {
-        "features": features, "thresholds": thresholds, "rng_state": rng_state,
-        "inverse_temperature": 1 / temperature, "strides": pixels.strides[0], "P": pixels.per_image,
-        "PIXEL_ANCHOR": pixel_anchor_weight > 0, "PRECISION": _precision(arch, features.dtype),
-        "INDEX": pixels.index_type(labels), "INTERPRETED": INTERPRETED, "REGISTERS": _registers(arch),
-        **label_arguments(labels, pixel_weight, features.shape[2:], ignore_index, nearest_exact),
+        "features": pixels.maps[0], "labels": labels, "weights": pixel_weight,
+        "sets": sets_of(thresholds, rng_state), "inverse_temperature": 1 / temperature,
+        "sampling": sampling(labels, pixel_weight, features.shape[2:], ignore_index, nearest_exact),
     }  # fmt: skip
     with _on(features):
-        anchors = _prepare(
+        prepared = _prepare(
             features, prototypes, [feature_tile, prototype_tile], norms,
             statistics=statistics, sums=sums, class_weight=class_weight, grad_loss=grad_loss,
             grad_stride=grad_loss.stride(0) if grad_loss.ndim else 0, alpha=pixel_anchor_weight,
-            NEGATIVE_MEAN=negative_mean, PIXEL_ANCHOR=pixel_anchor_weight > 0, REDUCTION=reduction,
+            NEGATIVE_MEAN=negative_mean, PIXEL_ANCHOR=pixel_anchor, REDUCTION=reduction,
         )  # fmt: skip
-        per_image, total = pixels.grid(feature_tile.BM)
-        if features_need_grad and total:
-            arguments = {
-                "grad_features": grad_features, "grad_strides": pixels.strides[1], "tiles_per_image": per_image,
-                **common, **anchors.arguments,
-            }  # fmt: skip
+        common |= prepared._asdict()
+        compiled_for = functools.partial(
+            _compiled_for, features, prototypes, prepared.anchors, index_type, pixel_anchor
+        )
+        if features_need_grad and pixels.tiles(feature_tile.BM):
+            kernel, shares = backward.feature_gradient_kernel, 1
             if feature_tile.DO:
-                run(
-                    gradient_by_classes.gradient_by_classes_kernel, (total * triton.cdiv(channels, feature_tile.DO),),
-                    classes=num_classes, **arguments, **_blocks(feature_tile, "KB", "BM", "BD", "DO", "DG"),
-                )  # fmt: skip
-            else:
-                blocks = _blocks(feature_tile, "KB", "BM", "BD", "KEPT")
-                run(backward.feature_gradient_kernel, (total,), **arguments, **blocks)
-        if prototypes_need_grad:
-            chunks = pixels.chunks(prototype_tile.BM, tiles.MAX_PROTOTYPE_CHUNKS)
-            num_chunks = max(1, triton.cdiv(chunks["tiles"], chunks["tiles_per_chunk"]))
-            partials = prototypes.new_empty(num_chunks, num_classes, channels)
-            grid = num_chunks, triton.cdiv(num_classes, prototype_tile.KB), triton.cdiv(channels, prototype_tile.DO)
+                kernel = gradient_by_classes.gradient_by_classes_kernel
+                shares = ceil_div(channels, feature_tile.DO)
             run(
-                prototype_gradient.prototype_gradient_kernel, grid, partials=partials,
-                **chunks, **common, **anchors.arguments, **_blocks(prototype_tile, "KB", "BM", "BD", "DO"),
+                kernel, (pixels.tiles(feature_tile.BM) * shares,), grad_features=pixels.maps[1],
+                tiling=pixels.chunks(feature_tile.BM, 1)[0], **common, **compiled_for(feature_tile),
+            )  # fmt: skip
+        if prototypes_need_grad:
+            held = prototype_tile.BLOCKS * prototype_tile.KB
+            grid = ceil_div(num_classes, held), ceil_div(channels, prototype_tile.DO)
+            most = max(1, tiles.PROTOTYPE_PROGRAMS // (grid[0] * grid[1]))
+            tiling, num_chunks = pixels.chunks(prototype_tile.BM, most)
+            partials = prototypes.new_empty(num_chunks, num_classes, channels)
+            run(
+                prototype_gradient.prototype_gradient_kernel, (*grid, num_chunks),
+                partials=partials, tiling=tiling, **common, **compiled_for(prototype_tile),
             )  # fmt: skip
             run(
                 prototype_gradient.merge_prototype_gradient_kernel, (num_classes,),

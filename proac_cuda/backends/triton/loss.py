@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from .forward import NEGATIVE_WEIGHT, PIXEL_LOSS_SUM, WEIGHT
-from .pixels import kernel, read_pixels, tile_of_pixels
+from .pixels import kernel, read_pixels, tile_of_pixels, tiles_of_chunk
 from .vectors import quotient
 
 NONE = tl.constexpr(0)  # as in stages.py
@@ -81,8 +81,7 @@ def arrives_last(counter, programs):
 @kernel
 def positive_sums_kernel(
     positive, labels, weights, statistics, class_weight, partials, counters, sums, loss,
-    ignore_index, P, tiles_per_image, tiles, tiles_per_chunk,
-    size, label_size, scale, label_strides, weight_strides, alpha: "fp64",
+    tiling, sampling, alpha: "fp64",
     NEGATIVE_MEAN: tl.constexpr, PIXEL_ANCHOR: tl.constexpr, REDUCTION: tl.constexpr,
     K: tl.constexpr, KB: tl.constexpr, BM: tl.constexpr, CB: tl.constexpr, INDEX: tl.constexpr,
 ):  # fmt: skip
@@ -93,12 +92,10 @@ def positive_sums_kernel(
     k = block * KB + tl.arange(0, KB)
     softplus_sum = tl.full((KB,), 0.0, REAL)
     sigmoid_sum = tl.full((KB,), 0.0, REAL)
-    for tile in range(chunk * tiles_per_chunk, tl.minimum((chunk + 1) * tiles_per_chunk, tiles)):
-        _, _, index, inside = tile_of_pixels(tile, tiles_per_image, P, BM, INDEX)
-        label, weight, _, _, _, _ = read_pixels(
-            index, inside, labels, label_strides, weights, weight_strides, size, label_size, scale, ignore_index, K,
-            REAL,
-        )  # fmt: skip
+    first_tile, end = tiles_of_chunk(chunk, tiling)
+    for tile in range(first_tile, end):
+        _, _, index, inside = tile_of_pixels(tile, tiling, BM, INDEX)
+        label, weight, _, _, _, _ = read_pixels(index, inside, labels, weights, sampling, K, REAL)
         kept = label >= 0
         s = tl.load(positive + index, mask=inside, other=0.0)
         margin = contrast_log_z(statistics, label, kept, NEGATIVE_MEAN, K) - s

@@ -17,25 +17,32 @@ import triton.language as tl
 #: (P) earn that, by the wide loads which they allow.
 kernel = functools.partial(
     triton.jit,
-    do_not_specialize=(
-        "ignore_index", "tiles_per_image", "tiles", "tiles_per_chunk", "chunks", "classes", "num_negatives", "grad_stride",
-        "shift",
-    ),
+    do_not_specialize=("chunks", "num_negatives", "grad_stride", "shift"),
     do_not_specialize_on_alignment=("labels", "weights", "class_weight", "grad_loss"),
 )  # fmt: skip
 
-#: Integers in tuples cannot be left out in that way. They are passed times 16: divisible by 16 and not 1, all of them.
+#: Integers in tuples cannot be left out in that way. They are passed times 16, divisible by 16 and not 1, all of them: those of
+#: `layout.Tiling` but for per_image, and of `layout.Sampling` but for ignore_index, which a run seldom changes.
 TUPLE_UNIT = 16
 _UNIT_BITS = tl.constexpr(4)
 
 
 @triton.jit
-def tile_of_pixels(tile, tiles_per_image, P, BM: tl.constexpr, INDEX: tl.constexpr):
+def tile_of_pixels(tile, tiling, BM: tl.constexpr, INDEX: tl.constexpr):
     """Image, pixel within it, linear index and "is there such a pixel" of a tile; no tile crosses an image's end."""
     tile = tl.full((), tile, INDEX)
+    P = tiling.per_image
+    tiles_per_image = tiling.tiles_per_image >> _UNIT_BITS
     image = tile // tiles_per_image
     pixel = tile % tiles_per_image * BM + tl.arange(0, BM)
     return image, pixel, image * P + pixel, pixel < P
+
+
+@triton.jit
+def tiles_of_chunk(chunk, tiling):
+    """The first tile of a chunk, and the one after its last."""
+    per_chunk = tiling.tiles_per_chunk >> _UNIT_BITS
+    return chunk * per_chunk, tl.minimum((chunk + 1) * per_chunk, tiling.tiles >> _UNIT_BITS)
 
 
 @triton.jit
@@ -46,8 +53,9 @@ def nearest(index, label_size, scale, shift):
 
 
 @triton.jit
-def label_position(index, size, label_size, scale):
+def label_position(index, sampling):
     """Where the labels are read for the pixel ``index``: the image and an index for each spatial axis, in its type."""
+    size, label_size, scale = sampling.size, sampling.label_size, sampling.scale
     position = ()
     rest = index
     for axis in tl.static_range(len(size) - 1, -1, -1):
@@ -67,25 +75,23 @@ def read_at(values, position, strides, mask):
 
 
 @triton.jit
-def read_pixels(
-    index, inside, labels, label_strides, weights, weight_strides, size, label_size, scale, ignore_index, K, REAL
-):
+def read_pixels(index, inside, labels, weights, sampling, K, REAL):
     """Section 3's set V.
 
     Returns the label (int32, -1 outside V), the weight (0 outside V), "label invalid", "weight invalid", and the label and
     the weight as they were read.
     """
-    position = label_position(index, size, label_size, scale)
-    raw_label = read_at(labels, position, label_strides, inside).to(tl.int64)
+    position = label_position(index, sampling)
+    raw_label = read_at(labels, position, sampling.label_strides, inside).to(tl.int64)
     in_range = (raw_label >= 0) & (raw_label < K)
-    ignored = raw_label == ignore_index
+    ignored = raw_label == sampling.ignore_index
     kept = inside & in_range & ~ignored
     bad_label = inside & ~(in_range | ignored)
     bad_weight = kept & False
     weight = tl.where(kept, 1.0, 0.0).to(REAL)
     raw_weight = weight
     if weights is not None:
-        raw_weight = read_at(weights, position, weight_strides, inside)
+        raw_weight = read_at(weights, position, sampling.weight_strides, inside)
         good = (raw_weight >= 0) & (raw_weight < float("inf"))
         bad_weight = kept & ~good
         smallest_normal: tl.constexpr = 2.0**-1022 if REAL == tl.float64 else 2.0**-126  # its inverse is finite
@@ -105,14 +111,14 @@ def random_keys(index, rng_state):
 
 
 @triton.jit
-def members(label, k, index, thresholds, rng_state, K):
+def members(label, k, index, sets, K):
     """(2): which of the pixels are in P_k and which in N_k, (KB, BM) each."""
     own = label[None, :] == k[:, None]
     negative = (label >= 0)[None, :] & (k < K)[:, None] & ~own
-    if thresholds is not None:
-        key, overall = random_keys(index, rng_state)
-        last_key = tl.load(thresholds + 2 * k, mask=k < K, other=0)[:, None]
-        last_index = tl.load(thresholds + 2 * k + 1, mask=k < K, other=0)[:, None]
+    if sets is not None:
+        key, overall = random_keys(index, sets.rng_state)
+        last_key = tl.load(sets.thresholds + 2 * k, mask=k < K, other=0)[:, None]
+        last_index = tl.load(sets.thresholds + 2 * k + 1, mask=k < K, other=0)[:, None]
         drawn = (key[None, :] < last_key) | ((key[None, :] == last_key) & (overall[None, :] <= last_index))
         negative = negative & drawn
     return own, negative

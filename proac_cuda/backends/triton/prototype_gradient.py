@@ -1,7 +1,9 @@
 """Stage (iii) for the prototypes: equation (11) with the roles exchanged, in two deterministic steps.
 
 Each chunk of pixels leaves its sum_i dL/dS_ki xhat_i / tau, (K, D); a second kernel adds the chunks in their order and takes
-away the part along phat. There are at most MAX_PROTOTYPE_CHUNKS chunks.
+away the part along phat. A program sums BLOCKS blocks of KB classes, and holds the features of a tile from S to the sum: up to
+D = DO it reads each once. The programs of a chunk that deal with other classes follow each
+other, so that its features are found in the L2 cache.
 """
 
 from __future__ import annotations
@@ -10,61 +12,80 @@ import triton
 import triton.language as tl
 
 from .backward import gradient_of_similarities, operands
-from .forward import similarities_of_blocks
-from .gradient_by_classes import normaliser_of_pixels
-from .pixels import kernel, read_pixels, tile_of_pixels
-from .vectors import EPS, dot, load_features
+from .forward import similarities_of_blocks, times
+from .gradient_by_classes import load_blocks, normaliser_of_pixels, products
+from .pixels import kernel, read_pixels, tile_of_pixels, tiles_of_chunk
+from .vectors import EPS, dot, opaque
 
 
 @kernel
 def prototype_gradient_kernel(
-    features, partials, anchors, coefficients, labels, weights, thresholds, rng_state,
-    inverse_temperature: "fp64", ignore_index, P, tiles_per_image, tiles, tiles_per_chunk,
-    strides, size, label_size, scale, label_strides, weight_strides,
-    K: tl.constexpr, D: tl.constexpr, K_PAD: tl.constexpr, D_PAD: tl.constexpr, PIXEL_ANCHOR: tl.constexpr,
-    KB: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr, DO: tl.constexpr,
-    PRECISION: tl.constexpr, INDEX: tl.constexpr, INTERPRETED: tl.constexpr, REGISTERS: tl.constexpr,
+    features, partials, anchors, coefficients, labels, weights, sets,
+    tiling, sampling, inverse_temperature: "fp64", CASE: tl.constexpr,
 ):  # fmt: skip
-    """sum_i G_ki xhat_i / tau over a chunk (program axis 0), for KB classes (axis 1) and DO channels (axis 2)."""
-    REAL: tl.constexpr = partials.dtype.element_ty
-    PART: tl.constexpr = anchors.dtype.element_ty
-    chunk = tl.program_id(0)
-    k = tl.program_id(1) * KB + tl.arange(0, KB)
-    d_own = tl.program_id(2) * DO + tl.arange(0, DO)
-    tau_inverse = tl.full((), inverse_temperature, REAL)
-    total = tl.full((KB, DO), 0.0, REAL)
-    for tile in range(chunk * tiles_per_chunk, tl.minimum((chunk + 1) * tiles_per_chunk, tiles)):
-        image, pixel, index, inside = tile_of_pixels(tile, tiles_per_image, P, BM, INDEX)
-        label, weight, _, _, _, _ = read_pixels(
-            index, inside, labels, label_strides, weights, weight_strides, size, label_size, scale, ignore_index, K,
-            REAL,
-        )  # fmt: skip
-        s, inverse = similarities_of_blocks(
-            features, anchors, image, pixel, inside, k, strides, tau_inverse,
-            D, K_PAD, D_PAD, 1, BD, REAL, PRECISION, INTERPRETED,
-        )  # fmt: skip
+    """sum_i G_ki xhat_i / tau for BLOCKS x KB classes (program axis 0), DO channels (axis 1), a chunk of pixels (axis 2)."""
+    K: tl.constexpr = CASE.K
+    D: tl.constexpr = CASE.D
+    KB: tl.constexpr = CASE.KB
+    BD: tl.constexpr = CASE.BD
+    PARTS: tl.constexpr = CASE.DO // BD
+    first, d_first = tl.program_id(0) * CASE.BLOCKS * KB, tl.program_id(1) * CASE.DO
+    chunk = tl.program_id(2)
+    tau_inverse = tl.full((), inverse_temperature, CASE.REAL)
+    sums = times(times(tl.full((KB, BD), 0.0, CASE.REAL), PARTS), CASE.BLOCKS)
+    first_tile, end = tiles_of_chunk(chunk, tiling)
+    for tile in range(first_tile, end):
+        image, pixel, index, inside = tile_of_pixels(tile, tiling, CASE.BM, CASE.INDEX)
+        label, weight, _, _, _, _ = read_pixels(index, inside, labels, weights, sampling, K, CASE.REAL)
+        # Opaque: else the compiler keeps the addresses of all blocks in registers from tile to tile.
+        classes, channels = first + opaque(tl.arange(0, KB), CASE), d_first + opaque(tl.arange(0, BD), CASE)
+        kept = label >= 0  # pixels outside V count as 0: 0 times their NaN would be NaN
+        x, inverse = load_blocks(features, image, pixel, inside, channels, CASE, kept)
+        s = ()
+        if D > CASE.DO:
+            s, inverse = similarities_of_blocks(features, anchors, image, pixel, inside, classes, tau_inverse, CASE)
+            inverse = tl.where(kept, inverse, 0.0)
         normaliser = inverse
-        if PIXEL_ANCHOR:
-            normaliser = normaliser_of_pixels(
-                (), features, anchors, image, pixel, inside, inverse * tau_inverse, K, strides,
-                K, D, K_PAD, D_PAD, KB, BD, False, REAL, PRECISION, INTERPRETED, REGISTERS,
-            )  # fmt: skip
-        grad = gradient_of_similarities(
-            s[0], label, weight, normaliser, k, index, coefficients, thresholds, rng_state, K, K_PAD, PIXEL_ANCHOR,
-            weights is not None,
-        )  # fmt: skip
-        kept = (label >= 0)[None, :]  # 0 times the NaN of an ignored pixel would be NaN
-        grad = tl.where(kept, grad * (inverse * tau_inverse)[None, :], 0.0)
-        x = load_features(features, image, pixel, inside, d_own, strides, D)
-        x = tl.trans(tl.where(kept, x, 0.0).to(PART))
-        if PART == tl.float16 or PART == tl.bfloat16:
-            high, low, peak = operands(grad, 1, PART, INTERPRETED)
-            part = dot(low, x, tl.full((KB, DO), 0.0, REAL), PRECISION, INTERPRETED)
-            total += dot(high, x, part, PRECISION, INTERPRETED) * peak
+        if CASE.PIXEL_ANCHOR:
+            normaliser = normaliser_of_pixels(x, features, anchors, image, pixel, inside, inverse * tau_inverse, CASE)
+        grown = ()
+        for block in tl.static_range(CASE.BLOCKS):
+            k = classes + block * KB
+            if D <= CASE.DO:
+                total, _ = products(x, features, anchors, image, pixel, inside, k, CASE)
+                similarity = total * (inverse * tau_inverse)[None, :]
+            else:
+                similarity = s[block]
+            grad = gradient_of_similarities(
+                similarity, label, weight, normaliser, k, index, coefficients, sets, weights is not None, CASE
+            )
+            grad_operands = operands(grad * (inverse * tau_inverse)[None, :], 1, CASE)
+            grown = grown + (add_outer(sums[block], grad_operands, x, CASE),)
+        sums = grown
+    for block in tl.static_range(CASE.BLOCKS):
+        k = first + block * KB + opaque(tl.arange(0, KB), CASE)
+        row = partials + (chunk.to(tl.int64) * K + k)[:, None] * D
+        for part in tl.static_range(PARTS):
+            d = d_first + part * BD + opaque(tl.arange(0, BD), CASE)
+            tl.store(row + d[None, :], sums[block][part], mask=(k < K)[:, None] & (d < D)[None, :])
+
+
+@triton.jit
+def add_outer(sums, grad, blocks, CASE: tl.constexpr):
+    """``sums``, a tuple of (KB, BD), + sum over a tile's pixels of G_ki x_i.
+
+    ``grad`` is of :func:`.backward.operands`, and x stands in ``blocks`` (BD, BM).
+    """
+    high, low, peak = grad
+    grown = ()
+    for part in tl.static_range(len(sums)):
+        x = tl.trans(opaque(blocks[part], CASE).to(high.dtype))
+        if CASE.PARTS == 2:
+            tile_sum = dot(low, x, tl.zeros_like(sums[part]), CASE)
+            grown = grown + (sums[part] + dot(high, x, tile_sum, CASE) * peak,)
         else:
-            total = dot(grad, x, total, PRECISION, INTERPRETED)
-    row = partials + (chunk.to(tl.int64) * K + k)[:, None] * D
-    tl.store(row + d_own[None, :], total, mask=(k < K)[:, None] & (d_own < D)[None, :])
+            grown = grown + (dot(high, x, sums[part], CASE),)
+    return grown
 
 
 @kernel

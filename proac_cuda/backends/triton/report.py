@@ -33,7 +33,7 @@ class Report(NamedTuple):
 
 
 def architecture_of(gpu: str) -> str:
-    """ "sm_80" of "A100", "NVIDIA A100-SXM4-80GB" or "sm_80". ValueError for an unknown name."""
+    """Of "A100", "NVIDIA A100-SXM4-80GB" or "sm_80" it is "sm_80". ValueError for an unknown name."""
     if gpu.startswith(("sm_", "gfx")):
         return gpu
     name = gpu.upper()
@@ -66,11 +66,12 @@ def reports(architecture: str, dtype: torch.dtype, channels: int, classes: int, 
     backward = tiles.backward_tiles(*arguments)
     rows = _up(classes, backward.KB)
     if backward.DO:
-        programs, passes = -(-channels // backward.DO), backward.DO // backward.DG
-        again = 0 if programs == 1 else channels + rows // backward.KB * channels * passes
-        features = programs * (min(channels, backward.DO) + again) / channels
-        wide = programs * (passes * channels + min(channels, backward.DO))
-        numbers = _share(backward, backward.KB + backward.DO + backward.DG)
+        programs = -(-channels // backward.DO)
+        features, wide = 1.0, 2 * channels - min(channels, backward.HELD)
+        if programs > 1:
+            features = programs * (1 + (backward.DO + rows // backward.KB * channels) / channels)
+            wide = programs * (channels + backward.DO)
+        numbers = _share(backward, backward.KB + 2 * backward.DO)
         result.append(Report("gradient_by_classes", backward, features, prototype_reads(backward, rows, wide), numbers))
     else:
         kept = min(channels, backward.KEPT)
@@ -79,10 +80,11 @@ def reports(architecture: str, dtype: torch.dtype, channels: int, classes: int, 
         result.append(Report("feature_gradient", backward, features, prototype_reads(backward, rows, wide), numbers))
 
     own = tiles.prototype_tiles(*arguments)
-    programs = -(-classes // own.KB) * -(-channels // own.DO)
-    features = programs * (1 + min(channels, own.DO) / channels)
-    prototypes = prototype_reads(own, own.KB, programs * channels)
-    numbers = (own.KB * own.DO + own.KB * own.BM) // (32 * own.num_warps)
+    held = own.BLOCKS * own.KB
+    programs = -(-classes // held) * -(-channels // own.DO)
+    features = programs * (1 if channels <= own.DO else 1 + own.DO / channels)
+    prototypes = prototype_reads(own, held, programs * channels)
+    numbers = (held * own.DO + (held + min(channels, own.DO)) * own.BM) // (32 * own.num_warps)
     result.append(Report("prototype_gradient", own, features, prototypes, numbers))
     return result
 

@@ -1,11 +1,11 @@
-"""Sampled negative sets, equation (2): for each class, the M-th smallest (key, index) among the pixels of other classes.
+r"""Sampled negative sets, equation (2): for each class, the M-th smallest (key, index) among the pixels of other classes.
 
 A radix select. The pair is read in digits of 8 bits, highest first: the four of the key, then those of the pixel's index,
 which only part equal keys. For each digit one kernel counts, for each class, the pixels of other classes by that digit,
 among those that agree with the digits found so far; the next kernel picks the digit in which the M-th one lies. Counts are
 integers, so that the order of the atomic additions leaves no trace, and every backend finds the same pairs.
 
-All classes share the first digit's candidates, V: there one count for V and one for each P_k do, (V \\ P_k) = V - P_k.
+All classes share the first digit's candidates, V: there one count for V and one for each P_k do, (V \ P_k) = V - P_k.
 """
 
 from __future__ import annotations
@@ -18,15 +18,13 @@ from .pixels import kernel, random_keys, read_pixels, tile_of_pixels
 @kernel
 def count_digits_kernel(
     labels, weights, rng_state, thresholds, histogram,
-    ignore_index, shift, P, tiles_per_image, size, label_size, scale, label_strides, weight_strides,
+    shift, tiling, sampling,
     FIRST: tl.constexpr, OF_INDEX: tl.constexpr, REAL: tl.constexpr,
     K: tl.constexpr, KB: tl.constexpr, BM: tl.constexpr, INDEX: tl.constexpr,
 ):  # fmt: skip
     """Add a tile's pixels to the histograms (K + 1, 256): of P_k and V for the first digit, else of V minus P_k."""
-    image, pixel, index, inside = tile_of_pixels(tl.program_id(0), tiles_per_image, P, BM, INDEX)
-    label, _, _, _, _, _ = read_pixels(
-        index, inside, labels, label_strides, weights, weight_strides, size, label_size, scale, ignore_index, K, REAL
-    )
+    image, pixel, index, inside = tile_of_pixels(tl.program_id(0), tiling, BM, INDEX)
+    label, _, _, _, _, _ = read_pixels(index, inside, labels, weights, sampling, K, REAL)
     kept = label >= 0
     key, _ = random_keys(index, rng_state)
     value = index.to(tl.int64) if OF_INDEX else key

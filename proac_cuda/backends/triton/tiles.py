@@ -1,9 +1,10 @@
 """Tile sizes by dtype, number of channels and classes, and architecture.
 
 KB classes, BM pixels and BD channels make the blocks of the products. DO is the number of channels whose gradient a program
-makes over blocks of classes, or over pixels, DG the number that grows at once; KEPT, where all classes are dealt with at
-once, the number of channels whose features stay in registers in between. What limits them is written beside each choice; the
-compiled facts (registers, spills, shared memory) of every row stand in the table that ``benchmarks/compiled_facts.py`` prints.
+makes over blocks of classes, or over pixels, HELD of those whose prototypes stay in registers from one product to the other;
+KEPT, where all classes are dealt with at once, the number of channels whose features do. What limits them is written beside
+each choice; the compiled facts (registers, spills, shared memory) of every row stand in the table that
+``benchmarks/compiled_facts.py`` prints.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 
 K_MULTIPLE = 32  #: to which classes are padded in memory; loads of blocks beyond that are masked
 MAX_CHUNKS = 512  #: programs that share the pixels of a sum over classes
-MAX_PROTOTYPE_CHUNKS = 64  #: the same for the prototypes' gradient, of which each chunk keeps K x D numbers
+PROTOTYPE_PROGRAMS = 256  #: of the prototypes' gradient: one fits on a multiprocessor, of which there are 108 and more
 FMA = ("sm_75",)  #: where Triton uses no tensor cores: products are made of multiply-adds in float32
 AMPERE = "sm_80", "sm_86", "sm_89"  #: and Ada
 INTERPRETER_BM = 256  #: the interpreter's time goes by the number of operations, hardly by their size
@@ -29,9 +30,9 @@ class Tiles(NamedTuple):
     num_warps: int
     num_stages: int
     DO: int = 0
-    DG: int = 0
     KEPT: int = 0
-    BLOCKS: int = 1  #: of KB classes, of which a program of `class_statistics` deals with that many
+    HELD: int = 0
+    BLOCKS: int = 1  #: of KB classes, of which a program deals with that many
 
 
 def parts(dtype: torch.dtype, architecture: str) -> int:
@@ -110,22 +111,34 @@ def backward_tiles(
         held = 128  # 8 bytes are spilled with 256
     if architecture == "interpreter":
         pixel_block = INTERPRETER_BM
+    tight = architecture == "sm_100" or (architecture == "sm_90" and more_options)
+    if tight and dtype == torch.float32 and classes > one_block:  # 8 to 40 bytes are spilled with 256
+        held = 128
     own = _power_of_two(channels, channel_block, held)
     sizes = {"BM": pixel_block, "BD": channel_block, "num_warps": warps, "num_stages": 1}
     if classes <= one_block:
         return Tiles(KB=_power_of_two(classes, 16, one_block), KEPT=own, **sizes)
     if channels > held and classes <= 256 and dtype != torch.float64:
         return Tiles(KB=16 if dtype == torch.float32 else 32, KEPT=0, **sizes)
-    return Tiles(KB=16, DO=own, DG=own, **sizes)
+    held_prototypes = own  # or as much less as it takes that no register spills
+    if dtype == torch.float32:
+        held_prototypes = 0 if more_options else own // 2
+    elif architecture == "sm_120" and more_options:
+        held_prototypes = own // 2
+    elif architecture == "sm_100" and not more_options:
+        held_prototypes = min(own, 96)
+    return Tiles(KB=16, DO=own, HELD=held_prototypes, **sizes)
 
 
 def _gradient_without_tensor_cores(channels: int, classes: int) -> Tiles:
-    """Of the feature gradient where products are multiply-adds, which fill pages of code: no loop over channels is unrolled,
-    else a kernel takes 17 to 85 seconds to compile. Features are read a second time, by the same program.
+    """Of the feature gradient where products are multiply-adds, which fill pages of code.
+
+    No loop over channels is unrolled, else a kernel takes 17 to 85 seconds to compile. Features are read a second time, by
+    the same program.
     """
     if classes > 256:
         own = _power_of_two(channels, 16, 32)
-        return Tiles(16, 64, 16, 8, 1, DO=own, DG=own)
+        return Tiles(16, 64, 16, 8, 1, DO=own)
     pixel_block = 64 if classes <= 96 else 32 if classes <= 192 else 16  # more, and registers spill
     return Tiles(_power_of_two(classes, 16, 32), pixel_block, 16, 8, 1)
 
@@ -133,18 +146,19 @@ def _gradient_without_tensor_cores(channels: int, classes: int) -> Tiles:
 def prototype_tiles(
     dtype: torch.dtype, channels: int, classes: int, architecture: str, more_options: bool = False
 ) -> Tiles:
-    """Of the prototypes' gradient: a block of it (KB, DO) is summed in registers over a chunk."""
-    kb = _power_of_two(classes, 16, 32)
+    """Of the prototypes' gradient: BLOCKS blocks (KB, DO) of it are summed in registers over a chunk.
+
+    KB < BM and KB < BD, so that Triton lays the warps along pixels and channels: else each makes all of the products.
+    """
+    kb, own = _power_of_two(classes, 16, 32), _power_of_two(channels, 16, 256)
     if architecture in FMA and dtype != torch.float64:
-        return Tiles(kb, 32, 16, 4, 1, DO=_power_of_two(channels, 16, 64))
+        return Tiles(kb, 32, 16, 4, 1, DO=min(own, 64))
     if architecture == "interpreter":
-        return Tiles(kb, INTERPRETER_BM, _power_of_two(channels, 16, 32), 4, 1, DO=_power_of_two(channels, 16, 128))
+        return Tiles(kb, INTERPRETER_BM, min(own, 64), 4, 1, DO=own)
     if dtype == torch.float64:
-        return Tiles(16, 16, 16, 4, 1, DO=_power_of_two(channels, 16, 64))
-    if more_options or dtype == torch.float16:
-        kb = 16
-    if dtype == torch.bfloat16 and architecture in ("sm_86", "sm_89"):  # 8 bytes are spilled with 32, which sm_80 takes
-        kb = 16
-    channel_block = 16 if dtype == torch.float16 else _power_of_two(channels, 16, 32)
-    widest = 128 if dtype == torch.bfloat16 and not more_options else 64  # more, and registers spill
-    return Tiles(kb, 32, channel_block, 4, 1, DO=_power_of_two(channels, 16, widest))
+        return Tiles(16, 16, 16, 4, 1, DO=min(own, 64))
+    blocks = 1 if classes <= 16 else 2  # more, and registers spill
+    if dtype == torch.float32:  # twice the registers for features and operands: not all 256 channels fit
+        one = more_options or architecture == "sm_100"
+        return Tiles(16, 32, min(own, 32), 4, 1, DO=min(own, 128), BLOCKS=1 if one else blocks)
+    return Tiles(16, 64, min(own, 64), 8, 1, DO=own, BLOCKS=blocks)

@@ -38,12 +38,12 @@ def split(value, DTYPE: tl.constexpr, INTERPRETED: tl.constexpr):
 
 
 @triton.jit
-def dot(a, b, total, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr):
+def dot(a, b, total, CASE: tl.constexpr):
     """``total + a b``. The interpreter is wrong for bfloat16 operands, so there they are cast up: exactly."""
-    if INTERPRETED and a.dtype == tl.bfloat16:
+    if CASE.INTERPRETED and a.dtype == tl.bfloat16:
         return tl.dot(a.to(tl.float32), b.to(tl.float32), total)
     else:
-        return tl.dot(a, b, total, input_precision=PRECISION, out_dtype=total.dtype)
+        return tl.dot(a, b, total, input_precision=CASE.PRECISION, out_dtype=total.dtype)
 
 
 @triton.jit
@@ -86,52 +86,52 @@ def norm_and_inverse(squares, far_squares):
 
 
 @triton.jit
-def load_anchors(
-    anchors, k, d, PART: tl.constexpr, K_PAD: tl.constexpr, D_PAD: tl.constexpr, AGAIN: tl.constexpr = False
-):
+def load_anchors(anchors, k, d, PART: tl.constexpr, CASE: tl.constexpr, AGAIN: tl.constexpr):
     """A block of one part of phat, (len(k), len(d)); the buffer is (parts, K_PAD, D_PAD), zero where padded, and beyond.
 
     AGAIN: for a second product. Were both loads alike, Triton would make them one and hold all of phat in registers between.
     """
-    pointers = anchors + (PART * K_PAD + k[:, None]) * D_PAD + d[None, :]
-    if K_PAD // k.shape[0] * k.shape[0] != K_PAD:
-        return tl.load(pointers, mask=(k < K_PAD)[:, None], other=0.0)
+    block = anchors + (PART * CASE.K_PAD + k[:, None]) * CASE.D_PAD + d[None, :]
+    if CASE.K_PAD // CASE.KB * CASE.KB != CASE.K_PAD:
+        return tl.load(block, mask=(k < CASE.K_PAD)[:, None], other=0.0)
     elif AGAIN:
-        return tl.load(pointers, cache_modifier=".ca")
+        return tl.load(block, cache_modifier=".ca")
     else:
-        return tl.load(pointers)
+        return tl.load(block)
 
 
 @triton.jit
-def add_products(
-    total,
-    anchors,
-    x,
-    k,
-    d,
-    K_PAD: tl.constexpr,
-    D_PAD: tl.constexpr,
-    PRECISION: tl.constexpr,
-    INTERPRETED: tl.constexpr,
-):
-    """``total`` (KB, BM) + phat[k, d] x[d]: this block's part of <phat_k, x_i>, for features x (BD, BM) as they lie."""
-    PART: tl.constexpr = anchors.dtype.element_ty
-    x = x.to(PART)
-    total = dot(load_anchors(anchors, k, d, 0, K_PAD, D_PAD), x, total, PRECISION, INTERPRETED)
-    if PART == tl.float16 or PART == tl.bfloat16:
-        total = dot(load_anchors(anchors, k, d, 1, K_PAD, D_PAD), x, total, PRECISION, INTERPRETED)
+def load_parts(anchors, k, d, CASE: tl.constexpr, AGAIN: tl.constexpr = False):
+    """Both 16-bit parts of a block of phat, (KB, BD) each, as a tuple; or the block alone."""
+    if CASE.PARTS == 2:
+        return (load_anchors(anchors, k, d, 0, CASE, AGAIN), load_anchors(anchors, k, d, 1, CASE, AGAIN))
+    else:
+        return (load_anchors(anchors, k, d, 0, CASE, AGAIN),)
+
+
+@triton.jit
+def add_products(total, parts, x, CASE: tl.constexpr):
+    """``total`` (KB, BM) + phat[k, d] x[d]: what the channels d add to <phat_k, x_i>.
+
+    Features x (BD, BM) are as they lie, phat as of :func:`load_parts`.
+    """
+    for part in tl.static_range(len(parts)):
+        total = dot(parts[part], x.to(parts[part].dtype), total, CASE)
     return total
 
 
 @triton.jit
-def opaque(x, REGISTERS: tl.constexpr):
-    """``x`` as it is, but to the compiler a value that it does not know, by an empty line of assembly. It then makes what
-    follows from x here, and keeps no second form of it in registers. REGISTERS: "nvidia", "amd", or None for x itself."""
-    if REGISTERS is None:
+def opaque(x, CASE: tl.constexpr):
+    """``x`` as it is, but to the compiler a value that it does not know, by an empty line of assembly.
+
+    It then makes what follows from x here, and keeps no second form of it in registers. CASE.REGISTERS: "nvidia", "amd", or
+    None for x itself.
+    """
+    if CASE.REGISTERS is None:
         return x
     else:
         PACK: tl.constexpr = 32 // x.dtype.primitive_bitwidth if x.dtype.primitive_bitwidth < 32 else 1
-        if REGISTERS == "amd":
+        if CASE.REGISTERS == "amd":
             return tl.inline_asm_elementwise("", "=v,0", [x], dtype=x.dtype, is_pure=False, pack=PACK)
         elif x.dtype == tl.float64:
             return tl.inline_asm_elementwise("", "=d,0", [x], dtype=x.dtype, is_pure=False, pack=PACK)
@@ -142,8 +142,13 @@ def opaque(x, REGISTERS: tl.constexpr):
 
 
 @triton.jit
-def load_features(features, image, pixel, inside, d, strides, D: tl.constexpr):
+def pointers(channels, image, pixel, d):
+    """Where the channels d of a tile's pixels stand, (BD, BM), in features or their gradient."""
+    offset = d[:, None].to(tl.int64) * channels.strides[1] + pixel[None, :].to(tl.int64) * channels.strides[2]
+    return channels.data + image.to(tl.int64) * channels.strides[0] + offset
+
+
+@triton.jit
+def load_features(features, image, pixel, inside, d, CASE: tl.constexpr):
     """Features of a tile, (BD, BM), wherever they lie; 0 outside. What stands in ignored pixels comes along."""
-    pointer = features + image.to(tl.int64) * strides[0]
-    offset = d[:, None].to(tl.int64) * strides[1] + pixel[None, :].to(tl.int64) * strides[2]
-    return tl.load(pointer + offset, mask=(d < D)[:, None] & inside[None, :], other=0.0)
+    return tl.load(pointers(features, image, pixel, d), mask=(d < CASE.D)[:, None] & inside[None, :], other=0.0)
