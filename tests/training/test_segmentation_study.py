@@ -250,7 +250,7 @@ def test_a_study_that_is_killed_again_and_again(tmp_path):
     long = replace(TINY, iterations=120)
     toy_study(tmp_path / "whole", long, seeds=1)
     code = (
-        "import sys, torch; sys.path[:0] = ['.', 'tests']; torch.set_num_threads(1)\n"
+        "import sys, torch; sys.path[:0] = ['.', 'tests', 'tests/training']; torch.set_num_threads(1)\n"
         "from dataclasses import replace; from pathlib import Path; import test_segmentation_study as t\n"
         f"t.toy_study(Path({str(tmp_path / 'killed')!r}), replace(t.TINY, iterations=120), 1)\n"
     )
