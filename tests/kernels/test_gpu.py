@@ -163,5 +163,8 @@ def test_the_ptx_alone() -> None:
         "assert build_info()['cuda'] == 'sm_80,compute_80', build_info(); "
         "import test_real_sizes as t; [t.compare(call, 'cuda', 'cuda') for call in t.PATHS]"
     )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (library, ROOT / "tests", ROOT / "tests" / "kernels")))}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(map(str, (library, ROOT / "tests", ROOT / "tests" / "kernels"))),
+    }
     subprocess.run([sys.executable, "-c", code], cwd=library, env=environment, check=True)
