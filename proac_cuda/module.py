@@ -24,6 +24,13 @@ from .stages.validation import (
 )
 from .statistics import ProACStats
 
+#: What makes a module the loss that it is: the same on all ranks, and what its repr shows.
+_SETTINGS = (
+    "num_classes",
+    "embedding_dim",
+    *(name for name in LOSS_OPTIONS if name not in ("seed", "process_group")),  # rank 0's seed is used
+)
+
 
 class ProACLoss(KeepsInitialValues):
     """:func:`proac_loss` with its prototypes: fixed, spread uniformly over the hypersphere, saved in ``state_dict``.
@@ -152,8 +159,7 @@ class ProACLoss(KeepsInitialValues):
 
     def same_on_all_ranks(self) -> dict[str, Any]:
         """What has to be the same on all ranks, by name; :func:`proac_cuda.distributed.check_ranks` compares it."""
-        options = (name for name in LOSS_OPTIONS if name not in ("seed", "process_group"))  # rank 0's seed is used
-        names = ("num_classes", "embedding_dim", *options, "class_weight", "prototypes")
+        names = (*_SETTINGS, "class_weight", "prototypes")
         ranks = None if self.process_group is None else self.process_group.size()
         return {"ranks of process_group": ranks, **{name: getattr(self, name) for name in names}}
 
@@ -225,5 +231,4 @@ class ProACLoss(KeepsInitialValues):
 
     def extra_repr(self) -> str:
         """The sizes and options, as nn.Module's repr shows them."""
-        options = (name for name in CALL_OPTIONS if name not in ("seed", "process_group"))
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in ("num_classes", "embedding_dim", *options))
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in (*_SETTINGS, "backend"))

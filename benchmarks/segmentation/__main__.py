@@ -147,6 +147,11 @@ def _seeds(text: str) -> list[int]:
     return found
 
 
+def _distinct(groups: list[list[int]]) -> list[int]:
+    """Each of the seeds once, in their order."""
+    return list(dict.fromkeys(seed for group in groups for seed in group))
+
+
 def _mask_value(text: str) -> int:
     if not 0 <= (value := int(text)) <= 255:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 255")
@@ -198,7 +203,7 @@ def camvid(args: argparse.Namespace, console: Console) -> None:
     """The command `camvid`."""
     from .camvid_study import report, run_part  # which needs pandas
 
-    seeds = None if args.seeds is None else list(dict.fromkeys(seed for some in args.seeds for seed in some))
+    seeds = None if args.seeds is None else _distinct(args.seeds)
     run_part(args.part, args.root, args.output, seeds, args.jobs)
     text = report(args.output)
     (args.output / "report.md").write_text(text, encoding="utf-8")
@@ -262,7 +267,7 @@ def demo_or_own(args: argparse.Namespace, console: Console) -> None:
         data = Splits(*(ResizedDataset(part, tuple(args.resize)) for part in (data.train, data.validation, data.test)))
     counts = (len(part) for part in (data.train, data.validation, data.test))
     console.print("{} training, {} validation and {} test images".format(*counts))
-    seeds = list(dict.fromkeys(seed for some in args.seeds for seed in some))
+    seeds = _distinct(args.seeds)
     compare(config, list(dict.fromkeys(args.proac_weight)), seeds, data, args.output, console)
 
 

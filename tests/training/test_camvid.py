@@ -81,6 +81,8 @@ def test_a_small_study_is_run_by_two_processes_and_reported(root, tmp_path, caps
         ("cross_entropy", 1), ("cross_entropy", 2), ("proac", 1), ("proac", 2),
     ]  # fmt: skip
     camvid_study.run_part("choices", root, tmp_path, seeds=[1], protocol=TINY)
+    camvid_study.run_part("supervised", root, tmp_path / "alone", seeds=[1], protocol=TINY)
+    assert "Not compared yet: cross-entropy is of the part main" in camvid_study.report(tmp_path / "alone")
     text = camvid_study.report(tmp_path)
     score = {(run["arm"], run["seed"]): 100 * run["scores"]["clean"]["mean_iou"] for run in runs}
     pairs = [score["proac", seed] - score["cross_entropy", seed] for seed in (1, 2)]

@@ -84,9 +84,9 @@ def _prepare(
 ) -> _Anchors:
     """(1): phat, padded to whole blocks of the kernels that read it or mask it; in backward also the coefficients."""
     num_classes, channels = prototypes.shape
-    k_pad = ceil_div(num_classes, tiles.K_MULTIPLE) * tiles.K_MULTIPLE
+    k_pad = tiles.round_up(num_classes, tiles.K_MULTIPLE)
     widest = max(max(tile.BD, tile.DO, tile.KEPT) for tile in chosen)
-    d_pad = ceil_div(channels, widest) * widest
+    d_pad = tiles.round_up(channels, widest)
     parts = tiles.parts(features.dtype, architecture(features.device))
     dtype = features.dtype if parts == 2 else prototypes.dtype
     anchors = torch.empty(parts, k_pad, d_pad, dtype=dtype, device=prototypes.device)

@@ -58,13 +58,13 @@ def reports(architecture: str, dtype: torch.dtype, channels: int, classes: int, 
     forward = tiles.forward_tiles(*arguments)
     held = forward.BLOCKS * forward.KB
     programs = -(-classes // held)
-    rows = min(programs * held, _up(classes, tiles.K_MULTIPLE))
+    rows = min(programs * held, tiles.round_up(classes, tiles.K_MULTIPLE))
     result = [
         Report("class_statistics", forward, programs, prototype_reads(forward, rows, channels), _share(forward, held))
     ]
 
     backward = tiles.backward_tiles(*arguments)
-    rows = _up(classes, backward.KB)
+    rows = tiles.round_up(classes, backward.KB)
     if backward.DO:
         programs = -(-channels // backward.DO)
         features, wide = 1.0, 2 * channels - min(channels, backward.HELD)
@@ -87,10 +87,6 @@ def reports(architecture: str, dtype: torch.dtype, channels: int, classes: int, 
     numbers = (held * own.DO + (held + min(channels, own.DO)) * own.BM) // (32 * own.num_warps)
     result.append(Report("prototype_gradient", own, features, prototypes, numbers))
     return result
-
-
-def _up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple
 
 
 def _share(tile: tiles.Tiles, rows: int) -> int:

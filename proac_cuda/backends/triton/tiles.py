@@ -21,6 +21,11 @@ AMPERE = "sm_80", "sm_86", "sm_89"  #: and Ada
 INTERPRETER_BM = 256  #: the interpreter's time goes by the number of operations, hardly by their size
 
 
+def round_up(value: int, multiple: int) -> int:
+    """The next multiple, or the value itself."""
+    return -(-value // multiple) * multiple
+
+
 class Tiles(NamedTuple):
     """Block sizes of one kernel, and how it is compiled."""
 
