@@ -7,6 +7,7 @@ copies of the call's arrays, with each pointer in the struct moved to its copy.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import re
@@ -56,6 +57,9 @@ def source_of(kernel: str) -> str:
     return next(path.name for path in KERNELS.glob("*.cu") if match[1] in path.read_text())
 
 
+_load = functools.cache(lambda path: ptxsim.load(str(path)))  # a kernel is read once, however many calls launch it
+
+
 class Replay:
     """Device copies of a call's arrays, and its launches. ``counters`` and ``traffic``: per launch, by kernel name."""
 
@@ -67,7 +71,6 @@ class Replay:
         self.copies: list[tuple[int, int, Any]] = []
         self.counters: list[tuple[str, Any, dict[str, dict[str, int]]]] = []
         self.names: dict[str, Any] = {}
-        self.modules: dict[str, Any] = {}
         module.take_launches(), module.take_workspaces()
 
     def add(self, name: str, array: np.ndarray, out: bool = False) -> None:
@@ -85,12 +88,6 @@ class Replay:
         offset = like.ctypes.data - low
         return np.ndarray(like.shape, like.dtype, base.tobytes(), offset, like.strides)
 
-    def _module(self, kernel: str) -> Any:
-        source = source_of(kernel)
-        if source not in self.modules:
-            self.modules[source] = ptxsim.load(str(compile_ptx(source, *self.flags)))
-        return self.modules[source]
-
     def run(self) -> None:
         """The launches since the last one."""
         lasting = len(self.copies)  # a workspace is freed after its stage: its addresses may be an array's afterwards
@@ -104,8 +101,7 @@ class Replay:
                     if low <= value < low + max(size, 1):
                         words[at : at + 8] = np.frombuffer(np.uint64(copy.address + value - low).tobytes(), np.uint8)
                         break
-            counters = self.device.launch(
-                self._module(kernel), kernel, blocks, threads, [words.tobytes()], shared=shared
-            )
+            module = _load(compile_ptx(source_of(kernel), *self.flags))
+            counters = self.device.launch(module, kernel, blocks, threads, [words.tobytes()], shared=shared)
             self.counters.append((kernel, counters, {name: dict(copy.traffic) for name, copy in self.names.items()}))
         del self.copies[lasting:]

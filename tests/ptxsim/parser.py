@@ -1,4 +1,4 @@
-"""PTX text -> Module: functions with decoded operands, and module variables."""
+"""PTX text -> Module: functions, whose operands are decoded when a program is made of them, and module variables."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ VARIABLE = re.compile(
     r"\.(global|const|shared|local|param)\s+(?:\.align\s+(\d+)\s+|\.attribute\([^)]*\)\s+|\.ptr\s+)*(?:\.v([24])\s+)?\.([busf]\d+|pred)\s+([%\w$]+)\s*((?:\[[^\]]*\])*)\s*(?:=\s*(.*))?$",
     re.S,
 )
+BRACE = re.compile("[{}]")
 
 
 def split_operands(text):
@@ -59,7 +60,6 @@ class Module:
         header = re.compile(
             r"\.(entry|func)\b\s*(?:\.noreturn\s*)?(\([^)]*\))?\s*([\w$]+)\s*(\([^)]*\))?([^{;]*)([{;])"
         )
-        todo = []
         while True:
             m = header.search(clean, pos)
             if not m:
@@ -74,20 +74,20 @@ class Module:
             if m.group(6) == "{":
                 depth = 1
                 while depth:
-                    depth += {"{": 1, "}": -1}.get(clean[pos], 0)
-                    pos += 1
-                todo.append((f, clean[m.end() : pos - 1], clean.count("\n", 0, m.end()) + 1))
+                    brace = BRACE.search(clean, pos)
+                    if not brace:
+                        raise Fault(f"{name}: {f.name} has no end")
+                    depth += 1 if brace.group() == "{" else -1
+                    pos = brace.end()
+                f.body = FunctionParser(f, clean[m.end() : pos - 1], clean.count("\n", 0, m.end()) + 1)
                 self.functions[f.name] = f
             else:
-                f.code = None
                 self.functions.setdefault(f.name, f)
         for _, part in outside:
             for stmt in re.split(r";", part):
                 m = VARIABLE.search(stmt.strip())
                 if m:
                     self._variable(m)
-        for f, body, line in todo:
-            FunctionParser(f, body, line).parse()
 
     @staticmethod
     def _parameters(text):
@@ -105,7 +105,7 @@ class Module:
         self.variables[name] = (space, int(align or width), size, init or None, width, type_)
 
     def kernels(self):
-        return [f.name for f in self.functions.values() if f.is_kernel and f.code is not None]
+        return [f.name for f in self.functions.values() if f.is_kernel and f.body is not None]
 
     def kernel(self, name):
         """A kernel by exact name, or by a substring of its mangled or demangled name that only one kernel has."""
@@ -160,8 +160,7 @@ class FunctionParser:
         for ch in self.body:
             if ch == "\n":
                 line += 1
-            stripped_label = empty or (buf.rstrip().endswith(":") and depth == 0)
-            if ch == "{" and depth == 0 and stripped_label:
+            if ch == "{" and depth == 0 and (empty or buf.rstrip().endswith(":")):
                 self.labels_only(buf)
                 buf, empty = "", True
                 self.scopes.append({})

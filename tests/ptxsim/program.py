@@ -18,6 +18,8 @@ class Program:
     def _inline(self, f, rename, end_fixups, stack):
         if f.name in stack:
             raise Fault(f"recursive call of {f.name} is not supported")
+        if f.body is not None and not f.code:
+            f.body.parse()
         base = len(self.registers)
         self.registers += f.registers
         self.copies += 1
@@ -55,7 +57,7 @@ class Program:
                 callee = self.module.functions.get(name)
                 if callee is None:
                     raise Fault(f"line {instruction.line}: indirect call or unknown function {name}")
-                if callee.code is None:  # extern: vprintf, __assertfail, malloc ...
+                if callee.body is None:  # extern: vprintf, __assertfail, malloc ...
                     new.args = (name, tuple(fix(x) for x in returned), tuple(fix(x) for x in given))
                     self.code.append(new)
                     continue

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .parser import FunctionParser
     from .program import Program
     from .run import Run
 
@@ -130,4 +131,5 @@ class Function:
     registers: list = field(default_factory=list)  # type of each register
     variables: list = field(default_factory=list)  # (space, align, name, bytes)
     reqntid: tuple[int, ...] | None = None
+    body: FunctionParser | None = None  # fills the fields above; None of what is declared alone: vprintf, malloc ...
     program: Program | None = None  # filled at the first launch

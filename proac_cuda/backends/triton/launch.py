@@ -98,7 +98,7 @@ def _prepare(
             "statistics": None, "sums": None, "class_weight": None, "grad_loss": None, "alpha": 0.0, "grad_stride": 0,
             "NEGATIVE_MEAN": False, "PIXEL_ANCHOR": False, "REDUCTION": NONE,
         }  # fmt: skip
-    rows = 4
+    rows = 64 if INTERPRETED else 4  # the interpreter's time is the number of programs
     run(
         prepare.prepare_kernel, (ceil_div(k_pad, rows),),
         prototypes=prototypes, anchors=anchors, norms=norms, coefficients=coefficients, **gradient,
