@@ -253,7 +253,7 @@ class NinjaBuild(build_ext):
     def ninja_file(self, ext: Extension, torch: Path, target: Path) -> str:
         """The build: one compile edge for each source, one link edge."""
         x86 = platform.machine().lower() in ("x86_64", "amd64")
-        sanitizers = "-fsanitize=address,undefined -fno-omit-frame-pointer -g -O1"
+        sanitizers = "-fsanitize=address,undefined -fno-omit-frame-pointer -g1 -O1"
         sanitize = sanitizers if flag("PROAC_SANITIZE") else ""
         flags = [
             "-std=c++20 -O3 -fPIC -fvisibility=hidden -fno-math-errno -fno-trapping-math -Wall -Wextra",
