@@ -45,7 +45,7 @@ class ResidualBlock(nn.Module):
 class ImageNetInput(nn.Module):
     """Images as :func:`~.data.to_tensor` gives them, with the mean and deviation that ImageNet's networks are trained with.
 
-    They leave with channels last, as every later map then does: convolutions of many channels and few pixels are a fifth faster.
+    They leave with channels last, as every later map then does: a step is then a fifth faster.
     """
 
     def __init__(self) -> None:

@@ -1,0 +1,77 @@
+"""Arrangements that are known by name or shipped: as good as what is published."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from proac_cuda.prototypes import arrangements, descent, known, prototype_certificate, uniform_prototypes
+from proac_cuda.prototypes.bounds import best_lower_bound
+from prototype_checks import TABLE_ROUNDING, off_diagonal
+
+NAMED = sorted(arrangements.named_sizes())
+
+
+SHIPPED = sorted(tuple(map(int, name.split("-"))) for name in known._shipped_names())
+
+
+# Values reached by the coordinates that come with the package: they never get worse.
+REACHED = {
+    (73, 9): 0.3286565,
+    (71, 12): 0.2276015,
+    (86, 6): 0.5491686,
+    (90, 13): 0.2413901,
+    (72, 11): 0.2540060,
+    (77, 15): 0.1682833,
+    (150, 64): 0.0331298,
+}
+
+
+@pytest.mark.parametrize(("num_classes", "dimension"), NAMED)
+def test_named_arrangements_are_what_is_published(num_classes: int, dimension: int) -> None:
+    rows = uniform_prototypes(num_classes, dimension, dtype=torch.float64)
+    found = prototype_certificate(rows)
+    assert rows.shape == (num_classes, dimension)
+    assert torch.linalg.matrix_rank(rows) == dimension
+    assert found.largest_cosine == pytest.approx(found.best_known, abs=1e-14)
+    assert found.arrangement == arrangements.arrangement(num_classes, dimension).name
+    assert found.source
+
+
+def test_a_graphs_eigenspace_has_two_cosines() -> None:
+    cosines = off_diagonal(uniform_prototypes(100, 22, dtype=torch.float64))
+    assert torch.all(((cosines - 1 / 11).abs() < 1e-13) | ((cosines + 4 / 11).abs() < 1e-13))
+
+
+@pytest.mark.parametrize(("num_classes", "dimension"), SHIPPED)
+def test_shipped_coordinates_are_as_good_as_published(num_classes: int, dimension: int) -> None:
+    rows = known.shipped_arrangement(num_classes, dimension)
+    assert rows.shape == (num_classes, dimension) and rows.dtype == torch.float64
+    torch.testing.assert_close(rows.norm(dim=1), torch.ones(num_classes, dtype=torch.float64), atol=1e-15, rtol=0)
+    if (num_classes, dimension) in REACHED:
+        assert descent.largest_cosine(rows) <= REACHED[num_classes, dimension]
+    else:
+        assert descent.largest_cosine(rows) <= known.best_known(num_classes, dimension).cosine + 1e-5
+
+
+@pytest.mark.parametrize(("num_classes", "dimension"), known.known_sizes())
+def test_no_proven_optimum_is_beaten_and_no_bound_exceeds_what_is_published(num_classes: int, dimension: int) -> None:
+    value = known.best_known(num_classes, dimension)
+    assert best_lower_bound(num_classes, dimension)[0] <= value.cosine + TABLE_ROUNDING
+    here = arrangements.arrangement(num_classes, dimension)
+    rows = known.shipped_arrangement(num_classes, dimension) if here is None else here.make()
+    if value.proven and rows is not None:
+        assert descent.largest_cosine(rows) >= value.cosine - TABLE_ROUNDING
+
+
+def test_certificate_of_what_is_not_the_arrangement_has_no_name() -> None:
+    rows = torch.randn(24, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found = prototype_certificate(rows)
+    assert found.arrangement == ""
+    assert found.best_known == 0.5
+
+
+def test_closed_forms_have_certificates_too() -> None:
+    assert prototype_certificate(uniform_prototypes(19, 256)).arrangement == "regular simplex"
+    assert prototype_certificate(uniform_prototypes(20, 12)).arrangement == "antipodal pairs of a cross-polytope"
+    assert prototype_certificate(uniform_prototypes(9, 2)).source.endswith("proven optimal")
