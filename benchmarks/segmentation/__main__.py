@@ -24,8 +24,6 @@ from .compare import compare
 from .data import DataError, ResizedDataset, Splits, folder_splits, read_class_names
 from .demo import run_demo
 from .study import ARMS, PLANS, PROTOCOL, SEEDS, SOURCE, TARGETS, Arm, read_runs, run_study, step_cost
-from .study_figures import draw_all, drawn, read_samples
-from .study_report import report_text
 from .train import StepRecord, TrainConfig
 
 DEFAULTS = TrainConfig()
@@ -189,6 +187,9 @@ def study(args: argparse.Namespace, console: Console) -> None:
 
 def report(args: argparse.Namespace, console: Console) -> None:
     """The command `report`."""
+    from .study_figures import draw_all, drawn, read_samples  # which load pandas, as the other commands need not
+    from .study_report import report_text
+
     if not (records := read_runs(args.runs / "runs.jsonl")):
         raise DataError(f"{args.runs / 'runs.jsonl'} holds no finished run; write one with the command study")
     output = args.output or args.runs
@@ -201,7 +202,7 @@ def report(args: argparse.Namespace, console: Console) -> None:
 
 def camvid(args: argparse.Namespace, console: Console) -> None:
     """The command `camvid`."""
-    from .camvid_study import report, run_part  # which needs pandas
+    from .camvid_study import report, run_part
 
     seeds = None if args.seeds is None else _distinct(args.seeds)
     run_part(args.part, args.root, args.output, seeds, args.jobs)

@@ -14,6 +14,7 @@ import torch
 from .camvid import CLASS_NAMES, RARE, load_camvid
 from .data import Splits
 from .intervals import paired
+from .markdown import markdown_table
 from .study import Arm, read_runs, run_study
 from .train import TrainConfig
 
@@ -115,19 +116,14 @@ def scores(records: list[dict[str, Any]]) -> pd.DataFrame:
 
 def differences(found: pd.DataFrame, baseline: pd.DataFrame) -> pd.DataFrame:
     """Of each arm minus the baseline, paired by seed: points of the mean, of the rare classes' mean, and of every class."""
-    with_rare = [frame.assign(rare=frame[list(RARE)].mean(axis=1)) for frame in (found, baseline)]
+    with_rare, base = (frame.assign(rare=frame[list(RARE)].mean(axis=1)) for frame in (found, baseline))
     columns = ["mean", "rare", *CLASS_NAMES]
-    table: dict[str, dict[str, str]] = {}
-    for arm, runs in with_rare[0].groupby(level="arm", sort=False):
-        row: dict[str, str] = {}
-        for column in columns:
-            pair = paired(runs.loc[arm, column].to_dict(), with_rare[1][column].to_dict())
-            if pair is not None:
-                row[column] = f"{pair.mean:+.2f} ± {pair.half_width:.2f}" if pair.count > 1 else f"{pair.mean:+.2f}"
-                row["seeds"] = str(pair.count)
-        if row:
-            table[str(arm)] = row
-    return pd.DataFrame.from_dict(table, orient="index", columns=["seeds", *columns]).rename_axis("arm")
+    rows = []
+    for arm, runs in with_rare.groupby(level="arm", sort=False):
+        pairs = {column: paired(runs.loc[arm, column], base[column]) for column in columns}
+        if count := pairs["mean"].count:
+            rows.append([arm, count, *(pair.interval(2, "±") for pair in pairs.values())])
+    return pd.DataFrame(rows, columns=["arm", "seeds", *columns]).set_index("arm")
 
 
 def report(output: Path) -> str:
@@ -140,17 +136,21 @@ def report(output: Path) -> str:
         found = scores(records)
         where = "validation" if part == "choices" else "test"
         means = found.groupby(level="arm", sort=False).mean().round(2)
-        lines += [f"## {part}: mean IoU on {where} images, in %", "", _markdown(means), ""]
+        lines += [
+            f"## {part}: mean IoU on {where} images, in %",
+            "",
+            markdown_table(["arm", *means], means.itertuples(name=None)),
+            "",
+        ]
         if not (others := logs["main"] if part == "supervised" else records):
             lines += ["Not compared yet: cross-entropy is of the part main, which has no run.", ""]
             continue
         base = scores(others).loc["cross-entropy"]
         compared = differences(found.drop(index="cross-entropy", level="arm", errors="ignore"), base)
-        lines += ["Minus cross-entropy, paired by seed, in points:", "", _markdown(compared), ""]
+        lines += [
+            "Minus cross-entropy, paired by seed, in points:",
+            "",
+            markdown_table(["arm", *compared], compared.itertuples(name=None)),
+            "",
+        ]
     return "\n".join(lines)
-
-
-def _markdown(table: pd.DataFrame) -> str:
-    rows = [["arm", *map(str, table.columns)], ["---"] * (1 + len(table.columns))]
-    rows += [[str(index), *map(str, values)] for index, values in zip(table.index, table.to_numpy(), strict=True)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)

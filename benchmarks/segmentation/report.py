@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from .train import TrainResult
 
 matplotlib.use("Agg")  # draw into files; a machine without a display has no other backend
 import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 IGNORED_COLOUR: Colour = (150, 150, 150)
@@ -33,10 +35,7 @@ def _percent(value: float | None) -> str:
 
 def _over_seeds(values: list[float]) -> str:
     """The mean in %, and with several seeds the half width of its 95 % interval; of the seeds that have a value."""
-    known = [value for value in values if not math.isnan(value)]
-    if not known:
-        return "-"
-    found = estimate(known)
+    found = estimate(values)
     return _percent(found.mean) + (f" \u00b1 {_percent(found.half_width)}" if found.count > 1 else "")
 
 
@@ -78,7 +77,7 @@ def differences(runs: Runs) -> dict[str, dict[str, Estimate]]:
     found: dict[str, dict[str, Estimate]] = {}
     for name in runs:
         pairs = {part: paired(means(name, part), means(BASELINE, part)) for part in parts if name != BASELINE}
-        found[name] = {part: pair for part, pair in pairs.items() if pair is not None}
+        found[name] = {part: pair for part, pair in pairs.items() if pair.count}
     return {name: pairs for name, pairs in found.items() if pairs}
 
 
@@ -187,37 +186,42 @@ def telling_samples(dataset: SegmentationDataset, count: int) -> list[int]:
     return [int(max(stretch, key=richness)) for stretch in stretches]
 
 
-def draw(runs: Runs, data: Splits, path: Path, count: int = 4) -> None:
-    """A picture with one test image a row: the image, the truth, and what each loss's network says, of the first seed."""
-    test, first = data.test, {name: some[0] for name, some in runs.items()}
-    chosen = telling_samples(test, count)
-    titles = [
-        "image",
-        "truth",
-        *(f"{name}\nmean IoU {_percent(run.test.mean_iou)} %" for name, run in first.items()),
-    ]
-    figure, axes = plt.subplots(
-        len(chosen), len(titles), figsize=(3.4 * len(titles), 2.6 * len(chosen) + 1.6), squeeze=False
-    )
+def prediction_grid(
+    dataset: SegmentationDataset, chosen: Sequence[int], predictions: dict[str, Callable[[int], np.ndarray]]
+) -> Figure:
+    """One image a row: itself, the truth, and what each network says, by its title; the legend has the classes in sight."""
+    titles = ["image", "truth", *predictions]
+    size = (2.3 * len(titles), 1.75 * len(chosen) + 0.7)
+    figure, axes = plt.subplots(len(chosen), len(titles), figsize=size, layout="constrained", squeeze=False)
     seen: set[int] = set()
     for row, index in zip(axes, chosen, strict=True):
-        image, label = test[index]
-        predictions = [predict(run.network, image, run.config.device) for run in first.values()]
-        panels = [image, *(paint(classes, test.colours) for classes in (label, *predictions))]
-        for axis, panel in zip(row, panels, strict=True):
+        image, label = dataset[index]
+        maps = [label, *(predict_one(index) for predict_one in predictions.values())]
+        seen.update(*(np.unique(classes).tolist() for classes in maps))
+        for axis, panel in zip(row, [image, *(paint(classes, dataset.colours) for classes in maps)], strict=True):
             axis.imshow(panel, interpolation="nearest")
             axis.set_axis_off()
-        seen.update(*(np.unique(classes).tolist() for classes in (label, *predictions)))
     for axis, title in zip(axes[0], titles, strict=True):
-        axis.set_title(title, fontsize=16)
-    classes = [(*entry, k in seen) for k, entry in enumerate(zip(test.colours, test.class_names, strict=True))]
-    entries = [*classes, (IGNORED_COLOUR, "ignored", IGNORE_INDEX in seen)]
+        axis.set_title(title)
+    entries = dict(enumerate(zip(dataset.class_names, dataset.colours, strict=True)))
+    entries[IGNORE_INDEX] = ("ignored", IGNORED_COLOUR)
     handles = [
-        Patch(facecolor=f"#{red:02x}{green:02x}{blue:02x}", edgecolor="black", label=name)
-        for (red, green, blue), name, shown in entries
-        if shown
+        Patch(facecolor=np.array(colour) / 255, edgecolor="black", lw=0.5, label=name)
+        for k, (name, colour) in entries.items()
+        if k in seen
     ]
-    figure.tight_layout(rect=(0, 1.0 / figure.get_figheight(), 1, 1))
-    figure.legend(handles=handles, loc="lower center", ncols=min(5, len(handles)), fontsize=14, frameon=False)
-    figure.savefig(path, dpi=100)
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(7, len(handles)), frameon=False)
+    return figure
+
+
+def draw(runs: Runs, data: Splits, path: Path, count: int = 4) -> None:
+    """`prediction_grid` of test images, with the networks of the first seed."""
+    predictions = {
+        f"{name}\nmean IoU {_percent(run.test.mean_iou)} %": lambda index, run=run: predict(
+            run.network, data.test[index][0], run.config.device
+        )
+        for name, (run, *_) in runs.items()
+    }
+    figure = prediction_grid(data.test, telling_samples(data.test, count), predictions)
+    figure.savefig(path, dpi=150, bbox_inches="tight")
     plt.close(figure)

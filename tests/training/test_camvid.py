@@ -94,6 +94,19 @@ def test_a_small_study_is_run_by_two_processes_and_reported(root, tmp_path, caps
     assert "--root" in capsys.readouterr().err
 
 
+def test_a_class_without_pixels_is_compared_where_it_has_some():
+    def run(title: str, seed: int, mean: float, first: float | None) -> dict:
+        ious = [first, None, *[mean] * (len(camvid.CLASS_NAMES) - 2)]
+        return {"title": title, "seed": seed, "scores": {"clean": {"mean_iou": mean, "iou": ious}}}
+
+    baseline = camvid_study.scores([run("cross-entropy", seed, 0.5, 0.25) for seed in range(3)]).loc["cross-entropy"]
+    means = (0.5, 0.75, 1.0)
+    found = camvid_study.scores([run("ProAC", seed, mean, mean if seed else None) for seed, mean in enumerate(means)])
+    row = camvid_study.differences(found, baseline).loc["ProAC"]
+    assert row["seeds"] == 3 and row["mean"] == row["car"] == "+25.00 ± 62.10"
+    assert row[camvid.CLASS_NAMES[0]] == "+62.50 ± 158.83" and row[camvid.CLASS_NAMES[1]] == "-"
+
+
 def test_enlarging_keeps_image_and_label_together():
     label = np.broadcast_to(np.arange(32, dtype=np.uint8) * 4, (24, 32)).copy()  # a slope of 4 a pixel
     image = np.repeat(label[..., None], 3, axis=2)

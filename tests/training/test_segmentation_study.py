@@ -333,7 +333,9 @@ def test_intervals_by_hand():
     assert estimate([1.0, 1.1, 0.9]).verdict == "higher" and estimate([-1.0, -1.1, -0.9]).verdict == "lower"
     assert estimate([5.0]).verdict == "one seed, no interval"
     assert paired({0: 3.0, 1: 5.0, 7: 0.0}, {0: 1.0, 1: 1.0}) == estimate([2.0, 4.0])
-    assert paired({0: 3.0}, {1: 1.0}) is None
+    none = paired({0: 3.0, 2: float("nan")}, {1: 1.0, 2: 1.0})
+    assert (none.count, none.verdict, none.interval()) == (0, "", "-")
+    assert estimate([5.0]).interval(2) == "+5.00" and found.interval(sign="±") == "+2.0 ± 2.5"
 
 
 def test_report_of_a_small_study(toy_log, capsys):
@@ -357,6 +359,22 @@ def test_report_of_a_small_study(toy_log, capsys):
     assert pictures == set(drawn(runs, read_samples(toy_log / "samples")))
     assert {"classes.png", "differences.png", "curves.png"} <= pictures
     assert all(f"]({name})" in text for name in pictures)
+
+
+def test_report_of_one_part_and_one_seed():
+    """Parts without runs have no section; one seed has neither deviation nor interval, and is not counted."""
+    runs = [run for run in read_runs(COMMITTED / "runs.jsonl") if run["plan"] == "supervised" and run["seed"] == 0]
+    runs[0]["scores"]["clean"]["iou"][1] = None  # a class without pixels
+    runs[1]["scores"]["clean"]["iou"][1] = 0.0
+    text = report_text(runs, [])
+    headings = re.findall("^## (.*)", text, re.M)
+    assert headings == ["In short", "Protocol", "Supervised", "Under stress", "Cost", "Commands"]
+    assert "0 paired differences were looked at" in " ".join(text.split()) and "None" not in text and "nan" not in text
+    clean, weighted = (100 * run["scores"]["clean"]["mean_iou"] for run in runs[:2])
+    change = f"{weighted - clean:+.1f}"
+    assert f"| class-weighted CE | 1 | {weighted:.1f} | {change} | one seed, no interval |" in text
+    assert re.search(r"^\| cross-entropy \(CE\) \| [\d.]+ \| - \|", text, re.M)
+    assert re.search(r"^\| class-weighted CE \| [\d.]+ \| 0\.0 \|", text, re.M)
 
 
 def test_report_without_runs(tmp_path, capsys):
