@@ -202,10 +202,12 @@ def report(args: argparse.Namespace, console: Console) -> None:
 
 def camvid(args: argparse.Namespace, console: Console) -> None:
     """The command `camvid`."""
-    from .camvid_study import report, run_part
+    from .camvid_report import draw, report
+    from .camvid_study import run_part
 
     seeds = None if args.seeds is None else _distinct(args.seeds)
     run_part(args.part, args.root, args.output, seeds, args.jobs)
+    draw(args.output)
     text = report(args.output)
     (args.output / "report.md").write_text(text, encoding="utf-8")
     console.print(text, soft_wrap=True)

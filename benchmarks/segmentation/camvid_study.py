@@ -1,4 +1,4 @@
-"""The study on CamVid with a pretrained network: its runs, and what they say. What is compared stands in camvid_protocol.md."""
+"""The study on CamVid with a pretrained network: its runs. What is compared stands in camvid_protocol.md."""
 
 from __future__ import annotations
 
@@ -8,14 +8,11 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 
-from .camvid import CLASS_NAMES, RARE, load_camvid
+from .camvid import load_camvid
 from .data import Splits
-from .intervals import paired
-from .markdown import markdown_table
-from .study import Arm, read_runs, run_study
+from .study import Arm, run_study
 from .train import TrainConfig
 
 PROTOCOL = TrainConfig(
@@ -98,59 +95,3 @@ def _job(part: str, root: Path, output: Path, seeds: list[int], protocol: TrainC
     run_study(
         ARMS[part], lambda arm: seeds, parts_of(load_camvid(root), part), {}, output / part, protocol, None, on_end
     )
-
-
-def scores(records: list[dict[str, Any]]) -> pd.DataFrame:
-    """Mean IoU and every class's in %, one row a run; the index is (arm's title, seed)."""
-    rows = [
-        {
-            "arm": run["title"],
-            "seed": run["seed"],
-            "mean": run["scores"]["clean"]["mean_iou"],
-            **dict(zip(CLASS_NAMES, run["scores"]["clean"]["iou"], strict=True)),  # None for a class without pixels
-        }
-        for run in records
-    ]
-    return 100 * pd.DataFrame(rows).set_index(["arm", "seed"]).sort_index().astype(float)
-
-
-def differences(found: pd.DataFrame, baseline: pd.DataFrame) -> pd.DataFrame:
-    """Of each arm minus the baseline, paired by seed: points of the mean, of the rare classes' mean, and of every class."""
-    with_rare, base = (frame.assign(rare=frame[list(RARE)].mean(axis=1)) for frame in (found, baseline))
-    columns = ["mean", "rare", *CLASS_NAMES]
-    rows = []
-    for arm, runs in with_rare.groupby(level="arm", sort=False):
-        pairs = {column: paired(runs.loc[arm, column], base[column]) for column in columns}
-        if count := pairs["mean"].count:
-            rows.append([arm, count, *(pair.interval(2, "±") for pair in pairs.values())])
-    return pd.DataFrame(rows, columns=["arm", "seeds", *columns]).set_index("arm")
-
-
-def report(output: Path) -> str:
-    """Markdown of what the parts' logs hold: means over seeds, and differences to cross-entropy with 95 % intervals."""
-    logs = {part: read_runs(output / part / "runs.jsonl") for part in ARMS}
-    lines = ["# CamVid with a pretrained network", ""]
-    for part, records in logs.items():
-        if not records:
-            continue
-        found = scores(records)
-        where = "validation" if part == "choices" else "test"
-        means = found.groupby(level="arm", sort=False).mean().round(2)
-        lines += [
-            f"## {part}: mean IoU on {where} images, in %",
-            "",
-            markdown_table(["arm", *means], means.itertuples(name=None)),
-            "",
-        ]
-        if not (others := logs["main"] if part == "supervised" else records):
-            lines += ["Not compared yet: cross-entropy is of the part main, which has no run.", ""]
-            continue
-        base = scores(others).loc["cross-entropy"]
-        compared = differences(found.drop(index="cross-entropy", level="arm", errors="ignore"), base)
-        lines += [
-            "Minus cross-entropy, paired by seed, in points:",
-            "",
-            markdown_table(["arm", *compared], compared.itertuples(name=None)),
-            "",
-        ]
-    return "\n".join(lines)

@@ -12,7 +12,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 pytest.importorskip("pandas", reason="pip install '.[study]'")
-from benchmarks.segmentation import camvid, camvid_study
+from benchmarks.segmentation import camvid, camvid_report, camvid_study
 from benchmarks.segmentation.__main__ import main
 from benchmarks.segmentation.data import DataError, augment, to_tensor
 from benchmarks.segmentation.network import SegmentationNetwork
@@ -82,8 +82,10 @@ def test_a_small_study_is_run_by_two_processes_and_reported(root, tmp_path, caps
     ]  # fmt: skip
     camvid_study.run_part("choices", root, tmp_path, seeds=[1], protocol=TINY)
     camvid_study.run_part("supervised", root, tmp_path / "alone", seeds=[1], protocol=TINY)
-    assert "Not compared yet: cross-entropy is of the part main" in camvid_study.report(tmp_path / "alone")
-    text = camvid_study.report(tmp_path)
+    assert "Not compared yet: cross-entropy is of the part main" in camvid_report.report(tmp_path / "alone")
+    camvid_report.draw(tmp_path)
+    text = camvid_report.report(tmp_path)
+    assert (tmp_path / "differences.png").stat().st_size and "(differences.png)" in text
     score = {(run["arm"], run["seed"]): 100 * run["scores"]["clean"]["mean_iou"] for run in runs}
     pairs = [score["proac", seed] - score["cross_entropy", seed] for seed in (1, 2)]
     mean = sum(pairs) / 2
@@ -99,12 +101,13 @@ def test_a_class_without_pixels_is_compared_where_it_has_some():
         ious = [first, None, *[mean] * (len(camvid.CLASS_NAMES) - 2)]
         return {"title": title, "seed": seed, "scores": {"clean": {"mean_iou": mean, "iou": ious}}}
 
-    baseline = camvid_study.scores([run("cross-entropy", seed, 0.5, 0.25) for seed in range(3)]).loc["cross-entropy"]
+    baseline = camvid_report.scores([run("cross-entropy", seed, 0.5, 0.25) for seed in range(3)]).loc["cross-entropy"]
     means = (0.5, 0.75, 1.0)
-    found = camvid_study.scores([run("ProAC", seed, mean, mean if seed else None) for seed, mean in enumerate(means)])
-    row = camvid_study.differences(found, baseline).loc["ProAC"]
-    assert row["seeds"] == 3 and row["mean"] == row["car"] == "+25.00 ± 62.10"
-    assert row[camvid.CLASS_NAMES[0]] == "+62.50 ± 158.83" and row[camvid.CLASS_NAMES[1]] == "-"
+    found = camvid_report.scores([run("ProAC", seed, mean, mean if seed else None) for seed, mean in enumerate(means)])
+    row = camvid_report.differences(found, baseline)["ProAC"]
+    cells = {name: pair.interval(2) for name, pair in row.items()}
+    assert row["mean"].count == 3 and cells["mean"] == cells["car"] == "+25.00 +- 62.10"
+    assert cells[camvid.CLASS_NAMES[0]] == "+62.50 +- 158.83" and cells[camvid.CLASS_NAMES[1]] == "-"
 
 
 def test_enlarging_keeps_image_and_label_together():
