@@ -31,7 +31,7 @@ def build(*defines: str, sanitize: bool = False) -> Path:
     """The module's path; compiled anew only where a source, a header, a flag or Python changed."""
     import pybind11
 
-    flags = [*FLAGS, *(["-O1", "-g", *SANITIZE] if sanitize else ["-O2"]), *defines]
+    flags = [*FLAGS, *(["-O1", "-g1", *SANITIZE] if sanitize else ["-O2"]), *defines]
     include = [
         f"-I{path}" for path in (HERE / "include", KERNELS, pybind11.get_include(), sysconfig.get_path("include"))
     ]

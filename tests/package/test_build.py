@@ -66,9 +66,9 @@ def _build(folder: Path, environment: dict[str, str]) -> subprocess.Popen[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(extension.why_not_cpu() is not None, reason="the kernels are not built here, or cannot be")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
 def test_interrupted_build(tmp_path):
-    """Killed after half of the linker's output was written, then started again."""
+    """Killed after half of the linker's output was written, then started again. The sources are compiled as if empty."""
     for name in ("csrc", "proac_cuda"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("_C*", "__pycache__"))
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
@@ -76,6 +76,7 @@ def test_interrupted_build(tmp_path):
     compiler = tmp_path / "c++"
     compiler.write_text(
         "#!/bin/sh\n"
+        'for each; do shift; case "$each" in *.cpp) set -- "$@" -x c++ /dev/null;; *) set -- "$@" "$each";; esac; done\n'
         'g++ "$@" || exit 1\n'
         'case "$*" in *-shared*) [ -e finished ] && exit 0;; *) exit 0;; esac\n'
         'while [ "$1" != -o ]; do shift; done\n'
@@ -83,7 +84,7 @@ def test_interrupted_build(tmp_path):
     )
     compiler.chmod(0o755)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "CXX": str(compiler), "CXXFLAGS": "-O0", "PROAC_NO_CUDA": "1", "PATH": path}
+    environment = {**os.environ, "CXX": str(compiler), "PROAC_NO_CUDA": "1", "PATH": path}
     build = _build(tmp_path, environment)
     deadline = time.monotonic() + 600
     while not list(tmp_path.glob("build/**/halfway")):
@@ -105,8 +106,9 @@ def test_interrupted_build(tmp_path):
     assert again.returncode == 0, output
     assert output.count("-c ") == 0, "what was compiled before is not compiled again"
     assert not list(tmp_path.rglob("*.part"))
-    ran = subprocess.run([sys.executable, "-c", use], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert ran.stdout.strip() == "None", ran.stdout + ran.stderr
+    (library,) = tmp_path.glob("proac_cuda/_C*.so")
+    load = f"import ctypes, torch; ctypes.CDLL({str(library)!r})"
+    subprocess.run([sys.executable, "-c", load], check=True)
 
 
 def _setup(call: str, **variables: str) -> subprocess.CompletedProcess[str]:
