@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
 import re
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import ptxsim
+from build_once import alone, cache_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 KERNELS = ROOT / "csrc" / "cuda"
@@ -34,14 +33,13 @@ def compile_ptx(source: str, *flags: str) -> Path:
     """The PTX for sm_80 of one source file; compiled anew only where a source changed."""
     sources = sorted([*KERNELS.glob("*.cuh"), *KERNELS.glob("*.h"), KERNELS / source])
     digest = hashlib.sha256(" ".join(flags).encode() + b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
-    cache = Path(os.environ.get("PROAC_TEST_CACHE", Path(tempfile.gettempdir()) / "proac_cuda_ptx"))
-    cache.mkdir(parents=True, exist_ok=True)
-    target = cache / f"{Path(source).stem}-{digest}.ptx"
-    if not target.exists():
-        part = target.with_suffix(f".{os.getpid()}.part")
-        command = ["nvcc", "-std=c++17", "-arch=sm_80", "-ptx", *flags, str(KERNELS / source), "-o", str(part)]
-        subprocess.run(command, check=True)
-        part.replace(target)
+    target = cache_folder("proac_cuda_ptx") / f"{Path(source).stem}-{digest}.ptx"
+    with alone(target):
+        if not target.exists():
+            part = target.with_suffix(".part")
+            command = ["nvcc", "-std=c++17", "-arch=sm_80", "-ptx", *flags, str(KERNELS / source), "-o", str(part)]
+            subprocess.run(command, check=True)
+            part.replace(target)
     return target
 
 

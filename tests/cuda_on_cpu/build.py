@@ -8,10 +8,11 @@ import os
 import subprocess
 import sys
 import sysconfig
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
+
+from build_once import alone, cache_folder
 
 HERE = Path(__file__).resolve().parent
 KERNELS = HERE.parent.parent / "csrc" / "cuda"
@@ -38,8 +39,7 @@ def build(*defines: str, sanitize: bool = False) -> Path:
     headers = sorted([*KERNELS.glob("*.cuh"), *KERNELS.glob("*.h"), *(HERE / "include").glob("*.h")])
     settings = "".join([*flags, sys.version, pybind11.__version__])
     common = hashlib.sha256(settings.encode() + b"".join(h.read_bytes() for h in headers))
-    cache = Path(os.environ.get("PROAC_TEST_CACHE", Path(tempfile.gettempdir()) / "proac_cuda_on_cpu"))
-    cache.mkdir(parents=True, exist_ok=True)
+    cache = cache_folder("proac_cuda_on_cpu")
     objects, commands = [], []
     for source in [*sorted(KERNELS.glob("*.cu")), *sorted(HERE.glob("*.cc"))]:
         digest = common.copy()
@@ -47,26 +47,22 @@ def build(*defines: str, sanitize: bool = False) -> Path:
         digest.update(b"".join(path.read_bytes() for path in [source, *beside]))
         target = cache / f"{source.stem}-{digest.hexdigest()[:16]}.o"
         objects.append(target)
-        if not target.exists():
-            part = target.with_suffix(f".{os.getpid()}.part")
-            commands.append((["g++", *flags, *include, "-x", "c++", "-c", str(source), "-o", str(part)], part, target))
+        commands.append((["g++", *flags, *include, "-x", "c++", "-c", str(source)], target))
 
-    def compile_one(job: tuple[list[str], Path, Path]) -> None:
-        command, part, target = job
-        subprocess.run(command, check=True)
-        part.replace(target)
+    def make(command: list[str], target: Path) -> None:
+        with alone(target):
+            if not target.exists():
+                part = target.with_suffix(".part")
+                subprocess.run([*command, "-o", str(part)], check=True)
+                part.replace(target)
 
     with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
-        list(pool.map(compile_one, commands))
+        list(pool.map(make, *zip(*commands, strict=True)))
     digest = hashlib.sha256("".join(map(str, objects)).encode()).hexdigest()[:16]
     folder = cache / digest
+    folder.mkdir(exist_ok=True)
     module = folder / "cuda_on_cpu.so"
-    if not module.exists():
-        folder.mkdir(exist_ok=True)
-        part = folder / f"{os.getpid()}.part"
-        link = ["g++", *(SANITIZE if sanitize else []), "-shared", *map(str, objects), "-ldl", "-o", str(part)]
-        subprocess.run(link, check=True)
-        part.replace(module)
+    make(["g++", *(SANITIZE if sanitize else []), "-shared", *map(str, objects), "-ldl"], module)
     return module
 
 
@@ -76,7 +72,3 @@ def load(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-if __name__ == "__main__":
-    print(build(*sys.argv[1:]))
