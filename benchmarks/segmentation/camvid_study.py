@@ -92,6 +92,6 @@ def _job(part: str, root: Path, output: Path, seeds: list[int], protocol: TrainC
             score = 100 * record["scores"]["clean"]["mean_iou"]
             print(f"{arm.title}, seed {seed}: mean IoU {score:.2f} %, {record['cpu_seconds']:.0f} s", flush=True)
 
-    run_study(
-        ARMS[part], lambda arm: seeds, parts_of(load_camvid(root), part), {}, output / part, protocol, None, on_end
-    )
+    again = "camvid --root CamVid --part {arm.plan} --seeds {seed}"
+    data = parts_of(load_camvid(root), part)
+    run_study(ARMS[part], lambda arm: seeds, data, {}, output / part, protocol, None, on_end, again)

@@ -155,11 +155,12 @@ def run_study(
     protocol: TrainConfig = PROTOCOL,
     on_step: Callable[[Arm, int, int, StepRecord], None] | None = None,
     on_end: Callable[[Arm, int, dict[str, Any] | None], None] | None = None,
+    command: str = "study --arms {arm.name} --seeds {seed}",
 ) -> None:
     """Run what is not yet in output/runs.jsonl, each run from its checkpoint where there is one.
 
     Several processes may work on one folder: a run that another one has under way is passed over. All arms of one
-    seed come before the next seed, so that an unfinished study holds whole pairs.
+    seed come before the next seed, so that an unfinished study holds whole pairs. ``command``: what runs one of them again.
     """
     commit()
     log = output / "runs.jsonl"
@@ -180,6 +181,8 @@ def run_study(
                     on_end(arm, seed, None)
                 continue
             record = run(arm, config, data, targets, output / "samples", checkpoint, on_step)
+            again = command.format(arm=arm, seed=seed)
+            record["command"] = f"python -m benchmarks.segmentation {again} --output results/again"
             _append(log, json.dumps(finite(record), allow_nan=False))
             checkpoint.unlink(missing_ok=True)
             if on_end:
@@ -237,7 +240,6 @@ def run(
         "arm": arm.name,
         "title": arm.title,
         "seed": config.seed,
-        "command": f"python -m benchmarks.segmentation study --arms {arm.name} --seeds {config.seed} --output results/again",
         "commit": commit(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "threads": torch.get_num_threads(),

@@ -16,7 +16,7 @@ from benchmarks.segmentation import camvid, camvid_report, camvid_study
 from benchmarks.segmentation.__main__ import main
 from benchmarks.segmentation.data import DataError, augment, to_tensor
 from benchmarks.segmentation.network import SegmentationNetwork
-from benchmarks.segmentation.study import read_runs
+from benchmarks.segmentation.study import plain, read_runs, recorded_config
 from benchmarks.segmentation.train import cross_entropy, dice_loss
 
 TINY = replace(
@@ -80,6 +80,9 @@ def test_a_small_study_is_run_by_two_processes_and_reported(root, tmp_path, caps
     assert sorted((run["arm"], run["seed"]) for run in runs) == [
         ("cross_entropy", 1), ("cross_entropy", 2), ("proac", 1), ("proac", 2),
     ]  # fmt: skip
+    assert {run["command"] for run in runs if run["seed"] == 2} == {
+        "python -m benchmarks.segmentation camvid --root CamVid --part main --seeds 2 --output results/again"
+    }
     camvid_study.run_part("choices", root, tmp_path, seeds=[1], protocol=TINY)
     camvid_study.run_part("supervised", root, tmp_path / "alone", seeds=[1], protocol=TINY)
     assert "Not compared yet: cross-entropy is of the part main" in camvid_report.report(tmp_path / "alone")
@@ -165,3 +168,16 @@ def test_unknown_choices_are_named(root):
         Training(replace(TINY, backbone="resnet"), data)
     with pytest.raises(ValueError, match="supervised: 'lovasz' is none of cross_entropy, focal, dice"):
         Training(replace(TINY, supervised="lovasz"), data)
+
+
+def test_the_committed_report_is_what_the_committed_runs_say():
+    """Of the main comparison every run, with the protocol's configuration."""
+    folder = Path(camvid.__file__).parent / "results" / "camvid"
+    assert (folder / "report.md").read_text(encoding="utf-8") == camvid_report.report(folder)
+    runs = camvid_report.read_logs(folder)["main"]
+    pairs = {(arm.name, seed) for arm in camvid_study.ARMS["main"] for seed in camvid_study.SEEDS["main"]}
+    assert {(run["arm"], run["seed"]) for run in runs} == pairs and len(runs) == len(pairs)
+    arms = {arm.name: arm for arm in camvid_study.ARMS["main"]}
+    for run in runs:
+        assert recorded_config(run) == plain(arms[run["arm"]].config(camvid_study.PROTOCOL, run["seed"]))
+        assert run["command"].startswith("python -m benchmarks.segmentation camvid ")
