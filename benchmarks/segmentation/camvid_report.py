@@ -8,47 +8,46 @@ from typing import Any
 import pandas as pd
 
 from .camvid import CLASS_NAMES, RARE
-from .camvid_study import ARMS, BASELINE
-from .intervals import Estimate, paired
+from .camvid_study import ARMS
+from .intervals import Estimate, estimate, paired
 from .markdown import markdown_table
 from .study import read_runs
 
-COLUMNS = ["mean", "rare", *CLASS_NAMES]  # of a table of differences
 PICTURE = "differences.png"
 
 
 def scores(records: list[dict[str, Any]]) -> pd.DataFrame:
-    """Mean IoU and every class's in %, one row a run; the index is (arm's title, seed)."""
-    rows = [
-        {
-            "arm": run["title"],
-            "seed": run["seed"],
+    """Mean IoU, the rare classes' mean and every class's in %, one row a run; the index is (arm's title, seed)."""
+    rows = {
+        (run["title"], run["seed"]): {
             "mean": run["scores"]["clean"]["mean_iou"],
             **dict(zip(CLASS_NAMES, run["scores"]["clean"]["iou"], strict=True)),  # None for a class without pixels
         }
         for run in records
-    ]
-    return 100 * pd.DataFrame(rows).set_index(["arm", "seed"]).sort_index().astype(float)
+    }
+    table = 100 * pd.DataFrame.from_dict(rows, orient="index").astype(float)
+    table.index = pd.MultiIndex.from_tuples(rows, names=["arm", "seed"])
+    table.insert(1, "rare", table[list(RARE)].mean(axis=1))
+    return table
 
 
 def differences(found: pd.DataFrame, baseline: pd.DataFrame) -> dict[str, dict[str, Estimate]]:
-    """Of each arm minus the baseline, paired by seed: points of the mean, of the rare classes' mean, and of every class."""
-    with_rare, base = (frame.assign(rare=frame[list(RARE)].mean(axis=1)) for frame in (found, baseline))
-    arms = with_rare.groupby(level="arm", sort=False)
+    """Of each arm minus the baseline, paired by seed: points of each column, for arms with a seed of the baseline."""
     pairs = {
-        str(arm): {column: paired(runs.loc[arm, column], base[column]) for column in COLUMNS} for arm, runs in arms
+        str(arm): {str(column): paired(runs.loc[arm, column], baseline[column]) for column in found}
+        for arm, runs in found.groupby(level="arm", sort=False)
     }
     return {arm: row for arm, row in pairs.items() if row["mean"].count}
 
 
-def against_baseline(logs: dict[str, list[dict[str, Any]]], part: str) -> dict[str, dict[str, Estimate]] | None:
-    """A part's arms minus cross-entropy, which the supervised part takes from the main one; None where it has no run."""
-    baseline = logs["main" if part == "supervised" else part]
-    if not any(run["arm"] == BASELINE for run in baseline):
-        return None
-    title = next(run["title"] for run in baseline if run["arm"] == BASELINE)
-    found = scores(logs[part]).drop(index=title, level="arm", errors="ignore")
-    return differences(found, scores(baseline).loc[title])
+def against_baseline(logs: dict[str, list[dict[str, Any]]], part: str) -> dict[str, dict[str, Estimate]]:
+    """A part's arms minus cross-entropy, which the supervised part takes from the main one; none where it has no run."""
+    title = "cross-entropy"
+    baseline = [run for run in logs["main" if part == "supervised" else part] if run["title"] == title]
+    others = [run for run in logs[part] if run["title"] != title]
+    if not baseline or not others:
+        return {}
+    return differences(scores(others), scores(baseline).loc[title])
 
 
 def read_logs(output: Path) -> dict[str, list[dict[str, Any]]]:
@@ -59,36 +58,50 @@ def read_logs(output: Path) -> dict[str, list[dict[str, Any]]]:
 def report(output: Path) -> str:
     """Markdown of what the parts' logs hold: means over seeds, and differences to cross-entropy with 95 % intervals."""
     logs = read_logs(output)
-    lines = ["# CamVid with a pretrained network", ""]
-    if (output / PICTURE).exists():
-        lines += [f"![Differences to cross-entropy, paired by seed, with 95 % intervals]({PICTURE})", ""]
+    lines = [
+        "# CamVid with a pretrained network",
+        "",
+        "Mean IoU in %, mean and standard deviation over seeds; differences to cross-entropy are paired by seed, in points,",
+        f"with their 95 % interval (Student's t). Rare classes are {', '.join(RARE)}. The protocol is in `camvid_protocol.md`.",
+        "",
+    ]
     for part, records in logs.items():
-        if not records:
-            continue
-        where = "validation" if part == "choices" else "test"
-        found = scores(records).groupby(level="arm", sort=False)
-        means = found.mean().round(2)
-        means.insert(0, "seeds", found.size())
-        lines += [
-            f"## {part}: mean IoU on {where} images, in %",
-            "",
-            markdown_table(["arm", *means], means.astype(object).itertuples(name=None)),
-            "",
-        ]
-        compared = against_baseline(logs, part)
-        if compared is None:
-            lines += ["Not compared yet: cross-entropy is of the part main, which has no run.", ""]
-            continue
-        rows = [
-            [arm, row["mean"].count, *(pair.interval(2, "±") for pair in row.values())] for arm, row in compared.items()
-        ]
-        lines += [
-            "Minus cross-entropy, paired by seed, in points (mean and 95 % interval, Student's t):",
-            "",
-            markdown_table(["arm", "seeds", *COLUMNS], rows),
-            "",
-        ]
+        if records:
+            lines += _part(part, scores(records), against_baseline(logs, part))
+            if part == "main" and (output / PICTURE).exists():
+                lines += [f"![Differences to cross-entropy, paired by seed, with 95 % intervals]({PICTURE})", ""]
     return "\n".join(lines)
+
+
+def _part(part: str, found: pd.DataFrame, compared: dict[str, dict[str, Estimate]]) -> list[str]:
+    none = dict.fromkeys(found, estimate([]))
+    where = "validation" if part == "choices" else "test"
+    rows, classes = [], []
+    for arm, runs in found.groupby(level="arm", sort=False):
+        gain = compared.get(str(arm), none)
+        mean, rare = (estimate(runs[column]) for column in ("mean", "rare"))
+        cells = [_spread(mean), gain["mean"].interval(2), _spread(rare), gain["rare"].interval(2)]
+        rows.append([arm, mean.count, *cells, gain["mean"].verdict])
+        classes.append([arm, *(f"{value:.1f}" for value in runs[list(CLASS_NAMES)].mean())])
+        if gain is not none:
+            classes.append(["... against CE", *(gain[name].interval(1) for name in CLASS_NAMES)])
+    head = ["loss", "seeds", f"{where} mIoU", "against CE", "rare classes", "against CE", "verdict"]
+    missing = [] if compared else ["Not compared yet: cross-entropy is of the part main, which has no run.", ""]
+    return [
+        f"## {part}",
+        "",
+        markdown_table(head, rows, "---:"),
+        "",
+        *missing,
+        "IoU of every class:",
+        "",
+        markdown_table(["loss", *CLASS_NAMES], classes, "---:"),
+        "",
+    ]
+
+
+def _spread(found: Estimate) -> str:
+    return f"{found.mean:.2f} +- {found.deviation:.2f}" if found.count > 1 else f"{found.mean:.2f}"
 
 
 def draw(output: Path) -> None:
@@ -103,24 +116,25 @@ def draw(output: Path) -> None:
         arm: row
         for part in ("main", "supervised")
         if logs[part]
-        for arm, row in (against_baseline(logs, part) or {}).items()
+        for arm, row in against_baseline(logs, part).items()
         if row["mean"].count > 1
     }
     if not found:
         return
-    figure, axes = pyplot.subplots(figsize=(7, 0.9 + 0.28 * len(COLUMNS) * max(1, len(found) / 2)))
+    columns = ["mean", "rare", *CLASS_NAMES]
+    figure, axes = pyplot.subplots(figsize=(7, 0.9 + 0.28 * len(columns) * max(1, len(found) / 2)))
     names = {"mean": "mean of all classes", "rare": f"mean of {', '.join(RARE)}"}
     step = 0.7 / len(found)
     for number, (arm, row) in enumerate(found.items()):
-        places = [place + step * (number - (len(found) - 1) / 2) for place in range(len(COLUMNS))]
-        pairs = [row[column] for column in COLUMNS]
+        places = [place + step * (number - (len(found) - 1) / 2) for place in range(len(columns))]
+        pairs = [row[column] for column in columns]
         axes.errorbar(
             [pair.mean for pair in pairs], places, xerr=[pair.half_width if pair.count > 1 else 0 for pair in pairs],
             fmt="o", capsize=2, label=f"{arm} ({row['mean'].count} seeds)",
         )  # fmt: skip
     axes.axvline(0, color="black", linewidth=0.8)
     axes.axhline(1.5, color="#c0c0c0", linewidth=0.8)
-    axes.set_yticks(range(len(COLUMNS)), [names.get(column, column) for column in COLUMNS])
+    axes.set_yticks(range(len(columns)), [names.get(column, column) for column in columns])
     axes.invert_yaxis()
     axes.set_xlabel("points of IoU above cross-entropy alone, test images")
     axes.legend(loc="best")
