@@ -17,11 +17,12 @@ PICTURE = "differences.png"
 
 
 def scores(records: list[dict[str, Any]]) -> pd.DataFrame:
-    """Mean IoU, the rare classes' mean and every class's in %, one row a run; the index is (arm's title, seed)."""
+    """Mean IoU in %, of the rare classes, of every class, and on validation images, one row a run: (arm's title, seed)."""
     rows = {
         (run["title"], run["seed"]): {
             "mean": run["scores"]["clean"]["mean_iou"],
             **dict(zip(CLASS_NAMES, run["scores"]["clean"]["iou"], strict=True)),  # None for a class without pixels
+            "validation": run["validation"],
         }
         for run in records
     }
@@ -80,12 +81,14 @@ def _part(part: str, found: pd.DataFrame, compared: dict[str, dict[str, Estimate
     for arm, runs in found.groupby(level="arm", sort=False):
         gain = compared.get(str(arm), none)
         mean, rare = (estimate(runs[column]) for column in ("mean", "rare"))
-        cells = [_spread(mean), gain["mean"].interval(2), _spread(rare), gain["rare"].interval(2)]
-        rows.append([arm, mean.count, *cells, gain["mean"].verdict])
+        cells = [_spread(mean), gain["mean"].interval(2), gain["mean"].verdict]
+        others = [_spread(rare), gain["rare"].interval(2), gain["validation"].interval(2)]
+        rows.append([arm, mean.count, *cells, *others[: 2 if part == "choices" else 3]])
         classes.append([arm, *(f"{value:.1f}" for value in runs[list(CLASS_NAMES)].mean())])
         if gain is not none:
             classes.append(["... against CE", *(gain[name].interval(1) for name in CLASS_NAMES)])
-    head = ["loss", "seeds", f"{where} mIoU", "against CE", "rare classes", "against CE", "verdict"]
+    head = ["loss", "seeds", f"{where} mIoU", "against CE", "verdict", "rare classes", "against CE"]
+    head += [] if part == "choices" else ["validation, against CE"]
     missing = [] if compared else ["Not compared yet: cross-entropy is of the part main, which has no run.", ""]
     return [
         f"## {part}",

@@ -103,7 +103,7 @@ def test_a_small_study_is_run_by_two_processes_and_reported(root, tmp_path, caps
 def test_a_class_without_pixels_is_compared_where_it_has_some():
     def run(title: str, seed: int, mean: float, first: float | None) -> dict:
         ious = [first, None, *[mean] * (len(camvid.CLASS_NAMES) - 2)]
-        return {"title": title, "seed": seed, "scores": {"clean": {"mean_iou": mean, "iou": ious}}}
+        return {"title": title, "seed": seed, "validation": mean, "scores": {"clean": {"mean_iou": mean, "iou": ious}}}
 
     baseline = camvid_report.scores([run("cross-entropy", seed, 0.5, 0.25) for seed in range(3)]).loc["cross-entropy"]
     means = (0.5, 0.75, 1.0)
