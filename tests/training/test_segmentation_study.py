@@ -400,7 +400,7 @@ def test_the_documentation_quotes_the_committed_report():
     page = (root / "docs" / "using" / "study.md").read_text(encoding="utf-8")
     quoted = [line for line in page.splitlines() if line.startswith(("| ", "- "))]
     section = (root / "README.md").read_text(encoding="utf-8").split("## Does it help?\n")[1].split("\n## ")[0]
-    figures = re.findall(r"[+-]?[\d.]+ \+- [\d.]+", section)
+    figures = re.findall(r"[+-]?\d+\.\d+ \+- \d+\.\d+", section)
     assert len(figures) == 4 and all(any(figure in line for line in quoted) for figure in figures)
     reports = (COMMITTED / "report.md", COMMITTED / "camvid" / "report.md")
     report = [line for path in reports for line in path.read_text(encoding="utf-8").splitlines()]
