@@ -146,7 +146,7 @@ def _code(path: Path, architecture: int) -> dict[str, dict[str, int]]:
             for line in _run(cubin, "--no-dataflow", "--print-code", tool="nvdisasm").splitlines():
                 if line.startswith(".text."):
                     name = _short(line.removeprefix(".text.").removesuffix(":"))
-                    counts = found[name] = dict.fromkeys(COUNTED.groupindex, 0)
+                    counts = found.setdefault(name, dict.fromkeys(COUNTED.groupindex, 0))
                 elif match := COUNTED.search(line):
                     counts[str(match.lastgroup)] += 1
     return found

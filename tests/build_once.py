@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import os
+import subprocess
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -17,9 +16,12 @@ def cache_folder(name: str) -> Path:
     return folder
 
 
-@contextmanager
-def alone(target: Path) -> Iterator[None]:
-    """Inside, no other process makes ``target``."""
+def make_once(target: Path, *command: str | Path) -> Path:
+    """``target``, which ``command`` with ``-o`` makes where it is missing; never a half of it, whoever is stopped."""
     with open(target.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        if not target.exists():
+            part = target.with_suffix(".part")
+            subprocess.run([*command, "-o", part], check=True)
+            part.replace(target)
+    return target

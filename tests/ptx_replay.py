@@ -11,14 +11,13 @@ import functools
 import hashlib
 import re
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import ptxsim
-from build_once import alone, cache_folder
+from build_once import cache_folder, make_once
 
 ROOT = Path(__file__).resolve().parent.parent
 KERNELS = ROOT / "csrc" / "cuda"
@@ -34,13 +33,7 @@ def compile_ptx(source: str, *flags: str) -> Path:
     sources = sorted([*KERNELS.glob("*.cuh"), *KERNELS.glob("*.h"), KERNELS / source])
     digest = hashlib.sha256(" ".join(flags).encode() + b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
     target = cache_folder("proac_cuda_ptx") / f"{Path(source).stem}-{digest}.ptx"
-    with alone(target):
-        if not target.exists():
-            part = target.with_suffix(".part")
-            command = ["nvcc", "-std=c++17", "-arch=sm_80", "-ptx", *flags, str(KERNELS / source), "-o", str(part)]
-            subprocess.run(command, check=True)
-            part.replace(target)
-    return target
+    return make_once(target, "nvcc", "-std=c++17", "-arch=sm_80", "-ptx", *flags, KERNELS / source)
 
 
 def source_of(kernel: str) -> str:
@@ -55,7 +48,9 @@ def source_of(kernel: str) -> str:
     return next(path.name for path in KERNELS.glob("*.cu") if match[1] in path.read_text())
 
 
-_load = functools.cache(lambda path: ptxsim.load(str(path)))  # a kernel is read once, however many calls launch it
+@functools.lru_cache(maxsize=16)  # however many calls launch a kernel, it is read once
+def _module(source: str, *flags: str) -> Any:
+    return ptxsim.load(str(compile_ptx(source, *flags)))
 
 
 class Replay:
@@ -99,7 +94,7 @@ class Replay:
                     if low <= value < low + max(size, 1):
                         words[at : at + 8] = np.frombuffer(np.uint64(copy.address + value - low).tobytes(), np.uint8)
                         break
-            module = _load(compile_ptx(source_of(kernel), *self.flags))
+            module = _module(source_of(kernel), *self.flags)
             counters = self.device.launch(module, kernel, blocks, threads, [words.tobytes()], shared=shared)
             self.counters.append((kernel, counters, {name: dict(copy.traffic) for name, copy in self.names.items()}))
         del self.copies[lasting:]

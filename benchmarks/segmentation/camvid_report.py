@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from .camvid import CLASS_NAMES, RARE
-from .camvid_study import ARMS
+from .camvid_study import ARMS, BASELINE
 from .intervals import Estimate, estimate, paired
 from .markdown import markdown_table
 from .study import read_runs
@@ -43,12 +43,11 @@ def differences(found: pd.DataFrame, baseline: pd.DataFrame) -> dict[str, dict[s
 
 def against_baseline(logs: dict[str, list[dict[str, Any]]], part: str) -> dict[str, dict[str, Estimate]]:
     """A part's arms minus cross-entropy, which the supervised part takes from the main one; none where it has no run."""
-    title = "cross-entropy"
-    baseline = [run for run in logs["main" if part == "supervised" else part] if run["title"] == title]
-    others = [run for run in logs[part] if run["title"] != title]
+    baseline = [run for run in logs["main" if part == "supervised" else part] if run["arm"] == BASELINE]
+    others = [run for run in logs[part] if run["arm"] != BASELINE]
     if not baseline or not others:
         return {}
-    return differences(scores(others), scores(baseline).loc[title])
+    return differences(scores(others), scores(baseline).droplevel("arm"))
 
 
 def read_logs(output: Path) -> dict[str, list[dict[str, Any]]]:
@@ -81,8 +80,8 @@ def _part(part: str, found: pd.DataFrame, compared: dict[str, dict[str, Estimate
     for arm, runs in found.groupby(level="arm", sort=False):
         gain = compared.get(str(arm), none)
         mean, rare = (estimate(runs[column]) for column in ("mean", "rare"))
-        cells = [_spread(mean), gain["mean"].interval(2), gain["mean"].verdict]
-        others = [_spread(rare), gain["rare"].interval(2), gain["validation"].interval(2)]
+        cells = [mean.spread(2), gain["mean"].interval(2), gain["mean"].verdict]
+        others = [rare.spread(2), gain["rare"].interval(2), gain["validation"].interval(2)]
         rows.append([arm, mean.count, *cells, *others[: 2 if part == "choices" else 3]])
         classes.append([arm, *(f"{value:.1f}" for value in runs[list(CLASS_NAMES)].mean())])
         if gain is not none:
@@ -103,10 +102,6 @@ def _part(part: str, found: pd.DataFrame, compared: dict[str, dict[str, Estimate
     ]
 
 
-def _spread(found: Estimate) -> str:
-    return f"{found.mean:.2f} +- {found.deviation:.2f}" if found.count > 1 else f"{found.mean:.2f}"
-
-
 def draw(output: Path) -> None:
     """``output``/differences.png: the test part's differences of the mean, the rare classes and every class."""
     import matplotlib
@@ -118,7 +113,6 @@ def draw(output: Path) -> None:
     found = {
         arm: row
         for part in ("main", "supervised")
-        if logs[part]
         for arm, row in against_baseline(logs, part).items()
         if row["mean"].count > 1
     }

@@ -203,7 +203,7 @@ def run(
     checkpoint: Path,
     on_step: Callable[[Arm, int, int, StepRecord], None] | None = None,
 ) -> dict[str, Any]:
-    """Train and score one run; what is returned is its line in the log."""
+    """Train and score one run; what is returned is its line in the log, but for the command."""
     started = time.process_time()
     result = train(
         config,

@@ -68,8 +68,7 @@ def _cell(form: str, *values: float) -> str:
 
 
 def _score(scores: pd.Series) -> str:
-    found = estimate(scores)
-    return _cell("{:.1f} +- {:.1f}" if found.count > 1 else "{:.1f}", found.mean, found.deviation)
+    return estimate(scores).spread()
 
 
 def _class_mean(ious: pd.Series) -> str:

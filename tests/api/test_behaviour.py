@@ -169,7 +169,7 @@ def test_negative_ignore_index(backend):
 
 
 def test_same_answer_at_every_run(backend):
-    # Several chunks. In Triton's interpreter, where programs run one after another anyway, several tiles.
+    # Several chunks: fewer in Triton's interpreter, where programs run one after another anyway.
     shape = (2, 16, 20, 31) if backend == ("triton", "cpu") else (2, 16, 90, 111)
     case = Case("several chunks", shape, 19, options={"num_negatives": 50, "seed": 3}, weighted=True)
     features, labels, prototypes, options = case.tensors()

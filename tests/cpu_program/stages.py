@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import struct
 import subprocess
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from build_once import cache_folder, make_once
 
 HERE = Path(__file__).resolve().parent
 SOURCES = HERE.parent.parent / "csrc"
@@ -45,16 +45,10 @@ def build(processor: str) -> Path:
     compiler, _ = PROCESSORS[processor]
     read = [*(SOURCES / "cpu").glob("*"), *HERE.rglob("*.h"), *HERE.glob("*.cc")]
     digest = hashlib.sha256("".join([*compiler, *FLAGS]).encode() + b"".join(p.read_bytes() for p in sorted(read)))
-    cache = Path(os.environ.get("PROAC_TEST_CACHE", Path(tempfile.gettempdir()) / "proac_cuda_program"))
-    cache.mkdir(parents=True, exist_ok=True)
-    program = cache / f"stages-{digest.hexdigest()[:16]}"
-    if not program.exists():
-        part = program.with_suffix(f".{os.getpid()}.part")
-        sources = [*(SOURCES / name for name in FILES), HERE / "program.cc"]
-        include = [f"-I{HERE / 'include'}", f"-I{SOURCES}"]
-        subprocess.run([*compiler, *FLAGS, *include, *map(str, sources), "-o", str(part)], check=True)
-        part.replace(program)
-    return program
+    program = cache_folder("proac_cuda_program") / f"stages-{digest.hexdigest()[:16]}"
+    sources = [*(SOURCES / name for name in FILES), HERE / "program.cc"]
+    include = [f"-I{HERE / 'include'}", f"-I{SOURCES}"]
+    return make_once(program, *compiler, *FLAGS, *include, *sources)
 
 
 def _number(value: int) -> bytes:

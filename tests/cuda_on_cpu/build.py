@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
-import subprocess
 import sys
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
-from build_once import alone, cache_folder
+from build_once import cache_folder, make_once
 
 HERE = Path(__file__).resolve().parent
 KERNELS = HERE.parent.parent / "csrc" / "cuda"
@@ -47,23 +46,15 @@ def build(*defines: str, sanitize: bool = False) -> Path:
         digest.update(b"".join(path.read_bytes() for path in [source, *beside]))
         target = cache / f"{source.stem}-{digest.hexdigest()[:16]}.o"
         objects.append(target)
-        commands.append((["g++", *flags, *include, "-x", "c++", "-c", str(source)], target))
-
-    def make(command: list[str], target: Path) -> None:
-        with alone(target):
-            if not target.exists():
-                part = target.with_suffix(".part")
-                subprocess.run([*command, "-o", str(part)], check=True)
-                part.replace(target)
+        commands.append((target, "g++", *flags, *include, "-x", "c++", "-c", source))
 
     with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
-        list(pool.map(make, *zip(*commands, strict=True)))
+        list(pool.map(lambda command: make_once(*command), commands))
     digest = hashlib.sha256("".join(map(str, objects)).encode()).hexdigest()[:16]
     folder = cache / digest
     folder.mkdir(exist_ok=True)
     module = folder / "cuda_on_cpu.so"
-    make(["g++", *(SANITIZE if sanitize else []), "-shared", *map(str, objects), "-ldl"], module)
-    return module
+    return make_once(module, "g++", *(SANITIZE if sanitize else []), "-shared", *objects, "-ldl")
 
 
 def load(path: Path) -> ModuleType:

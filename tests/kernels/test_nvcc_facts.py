@@ -7,8 +7,10 @@ import pytest
 from benchmarks import nvcc_facts
 
 PATH = nvcc_facts.library()
-if PATH is None or nvcc_facts.find_tool("nvdisasm") is None or not nvcc_facts.architectures(PATH):
-    pytest.skip("no extension with CUDA kernels in the source tree, or no nvdisasm", allow_module_level=True)
+if PATH is None or None in map(nvcc_facts.find_tool, ("cuobjdump", "nvdisasm")) or not nvcc_facts.architectures(PATH):
+    pytest.skip(
+        "no extension with CUDA kernels in the source tree, or no cuobjdump or nvdisasm", allow_module_level=True
+    )
 
 
 @pytest.fixture(scope="module")

@@ -80,7 +80,7 @@ def test_interrupted_build(tmp_path):
         'g++ "$@" || exit 1\n'
         'case "$*" in *-shared*) [ -e finished ] && exit 0;; *) exit 0;; esac\n'
         'while [ "$1" != -o ]; do shift; done\n'
-        'truncate -s 50000 "$2"; touch halfway; sleep 600\n'
+        'truncate -s 5000 "$2"; touch halfway; sleep 600\n'
     )
     compiler.chmod(0o755)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
