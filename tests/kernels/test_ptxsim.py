@@ -366,3 +366,8 @@ def test_sectors_belong_to_their_array() -> None:
     assert c.traffic == {**nothing, "write_sectors": full, "write_footprint": full}
     assert counters.global_read_sectors == 3 * full and counters.global_write_sectors == full
     assert counters.warp_instructions * 32 == counters.thread_instructions == 19 * count
+
+
+def test_text_that_is_cut_short_is_named() -> None:
+    with pytest.raises(ptxsim.Fault, match="cut.ptx: k has no end"):
+        ptxsim.loads(".version 8.0\n.target sm_80\n.entry k() {\n { ret; }\n", "cut.ptx")
