@@ -187,7 +187,8 @@ def study(args: argparse.Namespace, console: Console) -> None:
 
 def report(args: argparse.Namespace, console: Console) -> None:
     """The command `report`."""
-    from .study_figures import draw_all, drawn, read_samples  # which load pandas, as the other commands need not
+    from .figures import draw_all
+    from .study_figures import drawn, read_samples  # which loads pandas, as the other commands need not
     from .study_report import report_text
 
     if not (records := read_runs(args.runs / "runs.jsonl")):

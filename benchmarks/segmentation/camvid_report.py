@@ -9,6 +9,7 @@ import pandas as pd
 
 from .camvid import CLASS_NAMES, RARE
 from .camvid_study import ARMS, BASELINE
+from .figures import difference_lines, draw_all
 from .intervals import Estimate, estimate, paired
 from .markdown import markdown_table
 from .study import read_runs
@@ -83,7 +84,7 @@ def _part(part: str, found: pd.DataFrame, compared: dict[str, dict[str, Estimate
         cells = [mean.spread(2), gain["mean"].interval(2), gain["mean"].verdict]
         others = [rare.spread(2), gain["rare"].interval(2), gain["validation"].interval(2)]
         rows.append([arm, mean.count, *cells, *others[: 2 if part == "choices" else 3]])
-        classes.append([arm, *(f"{value:.1f}" for value in runs[list(CLASS_NAMES)].mean())])
+        classes.append([arm, *(estimate(runs[name]).value(1) for name in CLASS_NAMES)])
         if gain is not none:
             classes.append(["... against CE", *(gain[name].interval(1) for name in CLASS_NAMES)])
     head = ["loss", "seeds", f"{where} mIoU", "against CE", "verdict", "rare classes", "against CE"]
@@ -104,36 +105,14 @@ def _part(part: str, found: pd.DataFrame, compared: dict[str, dict[str, Estimate
 
 def draw(output: Path) -> None:
     """``output``/differences.png: the test part's differences of the mean, the rare classes and every class."""
-    import matplotlib
-
-    matplotlib.use("Agg")  # draw into files; a machine without a display has no other backend
-    from matplotlib import pyplot
-
     logs = read_logs(output)
     found = {
-        arm: row
+        f"{arm} ({row['mean'].count} seeds)": [row[column] for column in ("mean", "rare", *CLASS_NAMES)]
         for part in ("main", "supervised")
         for arm, row in against_baseline(logs, part).items()
         if row["mean"].count > 1
     }
-    if not found:
-        return
-    columns = ["mean", "rare", *CLASS_NAMES]
-    figure, axes = pyplot.subplots(figsize=(7, 0.9 + 0.28 * len(columns) * max(1, len(found) / 2)))
-    names = {"mean": "mean of all classes", "rare": f"mean of {', '.join(RARE)}"}
-    step = 0.7 / len(found)
-    for number, (arm, row) in enumerate(found.items()):
-        places = [place + step * (number - (len(found) - 1) / 2) for place in range(len(columns))]
-        pairs = [row[column] for column in columns]
-        axes.errorbar(
-            [pair.mean for pair in pairs], places, xerr=[pair.half_width if pair.count > 1 else 0 for pair in pairs],
-            fmt="o", capsize=2, label=f"{arm} ({row['mean'].count} seeds)",
-        )  # fmt: skip
-    axes.axvline(0, color="black", linewidth=0.8)
-    axes.axhline(1.5, color="#c0c0c0", linewidth=0.8)
-    axes.set_yticks(range(len(columns)), [names.get(column, column) for column in columns])
-    axes.invert_yaxis()
-    axes.set_xlabel("points of IoU above cross-entropy alone, test images")
-    axes.legend(loc="best")
-    figure.savefig(output / PICTURE, dpi=110, bbox_inches="tight")
-    pyplot.close(figure)
+    if found:
+        names = ["mean of all classes", f"mean of {', '.join(RARE)}", *CLASS_NAMES]
+        xlabel = "points of IoU above cross-entropy alone, test images"
+        draw_all({PICTURE: lambda: difference_lines(found, names, xlabel)}, output)

@@ -28,11 +28,13 @@ class Estimate:
             return "no measurable difference"
         return "higher" if self.mean > 0 else "lower"
 
+    def value(self, digits: int = 1) -> str:
+        """The mean alone."""
+        return f"{self.mean:.{digits}f}" if self.count else "-"
+
     def spread(self, digits: int = 1) -> str:
         """The mean, and the deviation of several seeds."""
-        if self.count == 0:
-            return "-"
-        return f"{self.mean:.{digits}f}" + (f" +- {self.deviation:.{digits}f}" if self.count > 1 else "")
+        return self.value(digits) + (f" +- {self.deviation:.{digits}f}" if self.count > 1 else "")
 
     def interval(self, digits: int = 1, sign: str = "+-") -> str:
         """Of a difference: its value with its sign, and the half width of several seeds."""

@@ -6,30 +6,23 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from PIL import Image
+from matplotlib.figure import Figure
 
 from .climate import load_climate
+from .figures import difference_lines
 from .report import prediction_grid
 from .stress import CONDITIONS
 from .study import CURVE_EVERY, SOURCE, TARGETS
 from .study_report import BASELINE, FULL_TITLES, OWN, TITLES, WORDS, Record, class_table, difference, score_table
-
-matplotlib.use("Agg")  # draw into files; a machine without a display has no other backend
-import matplotlib.pyplot as plt
-from matplotlib.figure import Figure
 
 Samples = dict[str, dict[str, np.ndarray]]  # by arm
 
 GREY, BLUE = "#8a8f98", "#0b5fa5"
 ARM_COLOURS = {
     BASELINE: GREY, "proac": BLUE, "twin": "#d9822b", "sampled": "#2e8540", "class_weighted": "#7a4fa3", "longer": "#b0413e",
-}  # fmt: skip
-STYLE = {
-    "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "axes.grid": True,
-    "grid.color": "#e3e3e3", "legend.frameon": False, "savefig.dpi": 90,
 }  # fmt: skip
 
 
@@ -49,7 +42,7 @@ def drawn(records: list[Record], samples: Samples) -> dict[str, Callable[[], Fig
     if scores["clean", BASELINE].notna().any():
         pictures["classes.png"] = partial(class_bars, class_table(records))
         if difference(scores, "proac", BASELINE, "clean").count > 1:
-            pictures["differences.png"] = partial(difference_lines, scores)
+            pictures["differences.png"] = partial(condition_differences, scores)
         pictures["curves.png"] = partial(training_curves, records)
     grids = {"source": (SOURCE, "clean", {arm: TITLES[arm] for arm in (BASELINE, "proac", "twin")})}
     for target in TARGETS:
@@ -61,18 +54,6 @@ def drawn(records: list[Record], samples: Samples) -> dict[str, Callable[[], Fig
     if all("embeddings" in samples.get(arm, {}) for arm in (BASELINE, "proac")):
         pictures["embeddings.png"] = partial(projection, records[0]["class_names"], samples)
     return pictures
-
-
-def draw_all(pictures: dict[str, Callable[[], Figure]], folder: Path) -> None:
-    """Write the pictures as PNG files of few colours, since they are kept beside the source."""
-    for name, draw in pictures.items():
-        with plt.rc_context(STYLE):
-            figure = draw()
-            figure.savefig(folder / name, bbox_inches="tight")
-            plt.close(figure)
-        with Image.open(folder / name) as image:  # of the methods, this one keeps the rare colours of thin lines
-            few = image.convert("RGB").quantize(128, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
-        few.save(folder / name, optimize=True)
 
 
 def class_bars(ious: pd.DataFrame) -> Figure:
@@ -89,24 +70,14 @@ def class_bars(ious: pd.DataFrame) -> Figure:
     return figure
 
 
-def difference_lines(scores: pd.DataFrame) -> Figure:
+def condition_differences(scores: pd.DataFrame) -> Figure:
     """ProAC, sampled negatives and its twin minus cross-entropy under every condition, with intervals."""
     labels = {name: name for name in ("clean", *CONDITIONS)}
     labels |= {OWN[target]: f"{WORDS[target]} style" for target in TARGETS}
     arms = [arm for arm in ("proac", "sampled", "twin") if scores["clean", arm].notna().any()]
-    figure, axis = plt.subplots(figsize=(7.5, 5), layout="constrained")
-    for arm, shift in zip(arms, 0.22 * (np.arange(len(arms)) - (len(arms) - 1) / 2), strict=True):
-        found = [difference(scores, arm, BASELINE, condition) for condition in labels]
-        means, widths = [gain.mean for gain in found], [gain.half_width if gain.count > 1 else 0.0 for gain in found]
-        look = {"fmt": "o", "markersize": 4, "lw": 1.4, "capsize": 2, "color": ARM_COLOURS[arm], "label": TITLES[arm]}
-        axis.errorbar(means, np.arange(len(found)) + shift, xerr=widths, **look)
-    axis.axvline(0, color="#333333", lw=0.9)
-    axis.set_yticks(range(len(labels)), labels.values())
-    axis.invert_yaxis()
-    axis.grid(visible=False, axis="y")
-    axis.set_xlabel("test mIoU minus that of cross-entropy, in points")
-    figure.legend(ncols=3, loc="outside lower center")
-    return figure
+    found = {TITLES[arm]: [difference(scores, arm, BASELINE, condition) for condition in labels] for arm in arms}
+    xlabel = "test mIoU minus that of cross-entropy, in points"
+    return difference_lines(found, list(labels.values()), xlabel, [ARM_COLOURS[arm] for arm in arms])
 
 
 def training_curves(records: list[Record]) -> Figure:
