@@ -12,12 +12,12 @@ import warnings
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import proac_cuda
 from proac_cuda.stages import exchange
+from ranks import run_ranks
 
 CLASSES, CHANNELS = 5, 8
 OPTIONS = {
@@ -109,7 +109,7 @@ def test_ranks_equal_one_process(world_size, dtype, tmp_path):
     model = _Model()
     images, labels, prototypes, weight = _batch()
     expected = _losses(model, images, labels, prototypes, weight, dtype, None)
-    mp.spawn(_worker, (world_size, _free_port(), dtype, str(tmp_path)), nprocs=world_size)
+    run_ranks(_worker, (world_size, _free_port(), dtype, str(tmp_path)), world_size)
     for rank in range(world_size):
         losses, gradients = torch.load(tmp_path / f"{rank}.pt")
         torch.testing.assert_close(losses, expected, rtol=1e-6, atol=1e-6)
@@ -276,7 +276,7 @@ def _compare_ranks(rank: int, world_size: int, port: int, results: str) -> None:
 @pytest.mark.slow
 def test_ranks_that_differ_are_found(tmp_path):
     """All of them print one loss, whatever they hold; and each has to be told."""
-    mp.spawn(_compare_ranks, (2, _free_port(), str(tmp_path)), nprocs=2)
+    run_ranks(_compare_ranks, (2, _free_port(), str(tmp_path)), 2)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert first == second and first[:3] == ["all alike"] * 3
     assert "1.temperature is not the same on all ranks (rank 0: 0.1, rank 1: 0.2)" in first[3]

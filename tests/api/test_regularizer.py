@@ -8,13 +8,13 @@ import pickle
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 import proac_cuda
 from proac_cuda import ProACRegularizer, ProjectionHead
+from ranks import run_ranks
 from regularizer_models import Network, batch
 
 
@@ -385,7 +385,7 @@ def test_two_ranks_train_as_one_process(tmp_path):
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(4, 3, 16, 20, generator=generator)
     labels = torch.randint(0, 5, (4, 16, 20), generator=generator)
-    mp.spawn(_rank, (f"file://{tmp_path}/rendezvous", images, labels, tmp_path), nprocs=2)
+    run_ranks(_rank, (f"file://{tmp_path}/rendezvous", images, labels, tmp_path), 2)
     model, proac = _make()
     _train(model, proac, images, labels)
     for rank in range(2):
