@@ -8,8 +8,9 @@ Environment variables:
     MAX_JOBS         compiler processes at a time; without it, one per core and per 2 GiB of memory that is available
     CXX, CXXFLAGS    compiler and extra flags
     PROAC_NO_CUDA=1  build no CUDA kernels, even if this PyTorch and this machine have CUDA
-    PROAC_CUDA_ARCHITECTURES=80,90   for which GPUs; without it, 80, 90, 100 and 120, and PTX for all others from 80 on.
-                     Where it is set, CUDA kernels are built even if this PyTorch has no CUDA
+    PROAC_CUDA_ARCHITECTURES=80,90   for which GPUs; without it for those of this machine, or 80, 90, 100 and 120 where
+                     there are none, and in any case PTX for all others from 80 on. Where it is set, CUDA kernels are
+                     built even if this PyTorch has no CUDA
     CUDA_HOME        the CUDA toolkit, where nvcc is not on the path
     PROAC_SANITIZE=1 build with AddressSanitizer and UndefinedBehaviorSanitizer
 """
@@ -128,19 +129,34 @@ def flag(name: str) -> bool:
     raise stop(name, "1 or 0")
 
 
-def architectures_asked_for(known: tuple[int, ...]) -> tuple[int, ...]:
-    """PROAC_CUDA_ARCHITECTURES, such as 80,90 or 8.0;9.0, each one that the kernels and nvcc know; the usual ones if unset."""
+def architectures_of_this_machine(usual: tuple[int, ...]) -> tuple[int, ...]:
+    """Those of the usual ones whose machine code runs on the GPUs that nvidia-smi lists; all of them where it lists none."""
+    query, listed = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"], ""
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):  # there is none, or its driver does not answer
+        listed = subprocess.run(query, capture_output=True, text=True, timeout=60).stdout
+    here = {int(major + minor) for major, minor in re.findall(r"^(\d+)\.(\d)$", listed, re.MULTILINE)}
+    # machine code runs on GPUs of the same major version, from its minor one on
+    return tuple(a for a in usual if any(a // 10 == gpu // 10 and a <= gpu for gpu in here)) or usual
+
+
+def architectures_asked_for(known: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
+    """For which GPUs machine code is made, and from which one on PTX serves the others.
+
+    PROAC_CUDA_ARCHITECTURES, such as 80,90 or 8.0;9.0, each one that the kernels and nvcc know; if unset, the usual ones, or
+    those of them that are here.
+    """
     name = "PROAC_CUDA_ARCHITECTURES"
     asked = [word for word in re.split(r"[,;\s]+", os.environ.get(name, "")) if word]
     if not asked:
-        return tuple(a for a in CUDA_ARCHITECTURES if a in known)
+        usual = tuple(a for a in CUDA_ARCHITECTURES if a in known)
+        return architectures_of_this_machine(usual), min(usual)
     expected = f"compute capabilities such as 80,90 or 8.0;9.0, from {', '.join(str(a) for a in known if a >= 80)}"
     if not all(re.fullmatch(r"\d+\.\d|\d{2,3}", word) for word in asked):
         raise stop(name, expected + ", without letters")
     architectures = tuple(dict.fromkeys(int(word.replace(".", "")) for word in asked))
     if not all(a >= min(CUDA_ARCHITECTURES) and a in known for a in architectures):
         raise stop(name, f"{expected}: the kernels need 80, and nvcc must know it")
-    return architectures
+    return architectures, min(architectures)
 
 
 def max_jobs() -> int:
@@ -165,6 +181,7 @@ class Cuda(NamedTuple):
     include: Path
     libraries: Path
     architectures: tuple[int, ...]
+    oldest: int  # of all GPUs that the library runs on
 
     @property
     def flags(self) -> str:
@@ -173,13 +190,13 @@ class Cuda(NamedTuple):
         PTX for each of them would take the compiler's first half as often, and a third more time in all; nothing in the
         kernels asks for more than the oldest has.
         """
-        oldest = min(self.architectures)
-        codes = ",".join([f"compute_{oldest}", *(f"sm_{a}" for a in self.architectures)])
-        return f"-std=c++17 -O3 -Xcompiler -fPIC,-fvisibility=hidden -gencode=arch=compute_{oldest},code=[{codes}]"
+        ptx = f"compute_{self.oldest}"
+        codes = ",".join([ptx, *(f"sm_{a}" for a in self.architectures)])
+        return f"-std=c++17 -O3 -Xcompiler -fPIC,-fvisibility=hidden -gencode=arch={ptx},code=[{codes}]"
 
     @property
     def names(self) -> str:
-        return ",".join(f"sm_{a}" for a in self.architectures) + f",compute_{min(self.architectures)}"
+        return ",".join(f"sm_{a}" for a in self.architectures) + f",compute_{self.oldest}"
 
 
 def find_cuda(torch: Path) -> Cuda | str:
@@ -213,7 +230,7 @@ def find_cuda(torch: Path) -> Cuda | str:
         return f"no libcudart_static.a below {root}"
     listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True).stdout
     known = tuple(int(a) for a in re.findall(r"compute_(\d+)", listed))
-    return Cuda(nvcc, include, libraries, architectures_asked_for(known))
+    return Cuda(nvcc, include, libraries, *architectures_asked_for(known))
 
 
 def cuda_sources() -> list[str]:

@@ -125,16 +125,43 @@ def _setup(call: str, **variables: str) -> subprocess.CompletedProcess[str]:
     "call, name, value, printed",
     [
         ("max_jobs()", "MAX_JOBS", "3", "3"),
-        ("architectures_asked_for((80, 90, 120))", "PROAC_CUDA_ARCHITECTURES", "80,90", "(80, 90)"),
-        ("architectures_asked_for((80, 90, 120))", "PROAC_CUDA_ARCHITECTURES", "8.0;9.0", "(80, 90)"),
-        ("architectures_asked_for((80, 90, 120))", "PROAC_CUDA_ARCHITECTURES", "12.0 8.0", "(120, 80)"),
-        ("architectures_asked_for((75, 80, 90))", "PROAC_CUDA_ARCHITECTURES", "", "(80, 90)"),
+        ("architectures_asked_for((80, 90, 120))", "PROAC_CUDA_ARCHITECTURES", "80,90", "((80, 90), 80)"),
+        ("architectures_asked_for((80, 90, 120))", "PROAC_CUDA_ARCHITECTURES", "8.0;9.0", "((80, 90), 80)"),
+        ("architectures_asked_for((80, 90, 120))", "PROAC_CUDA_ARCHITECTURES", "12.0 8.0", "((120, 80), 80)"),
+        ("architectures_asked_for((75, 80, 90))", "PROAC_CUDA_ARCHITECTURES", "", "((80, 90), 80)"),
         ("flag('PROAC_NO_CUDA')", "PROAC_NO_CUDA", "true", "True"),
         ("flag('PROAC_NO_CUDA')", "PROAC_NO_CUDA", "OFF", "False"),
     ],
 )
 def test_build_variables(call, name, value, printed):
-    ran = _setup(call, **{name: value})
+    ran = _setup(call, **{name: value}, PATH=_without_gpu())
+    assert ran.returncode == 0 and ran.stdout.splitlines()[-1] == printed, ran.stdout + ran.stderr
+
+
+def _without_gpu() -> str:
+    """The path without nvidia-smi."""
+    folders = os.environ["PATH"].split(os.pathsep)
+    return os.pathsep.join(folder for folder in folders if not os.path.exists(os.path.join(folder, "nvidia-smi")))
+
+
+@pytest.mark.parametrize(
+    "listed, printed",
+    [
+        ("9.0\\n9.0", "((90,), 80)"),
+        ("8.6\\n12.1", "((80, 120), 80)"),  # machine code of 8.0 runs on 8.6
+        ("11.0", "((80, 90, 100, 120), 80)"),  # PTX serves it
+        ("7.5\\n10.0", "((100,), 80)"),
+        ("[N/A]", "((80, 90, 100, 120), 80)"),
+        ("Failed to initialize NVML: Driver/library version mismatch", "((80, 90, 100, 120), 80)"),
+    ],
+)
+def test_gpus_of_this_machine(listed, printed, tmp_path):
+    """Where no architecture is named, machine code is made for the GPUs that are there; PTX always begins with the oldest."""
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text(f"#!/bin/sh\nprintf '{listed}\\n'\n")
+    smi.chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    ran = _setup("architectures_asked_for((75, 80, 90, 100, 120))", PATH=path, PROAC_CUDA_ARCHITECTURES="")
     assert ran.returncode == 0 and ran.stdout.splitlines()[-1] == printed, ran.stdout + ran.stderr
 
 
