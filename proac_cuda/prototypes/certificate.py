@@ -8,10 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .arrangements import arrangement
 from .bounds import best_lower_bound, linear_programming_bound
 from .descent import largest_cosine
-from .known import BestKnown, best_known
+from .known import BestKnown, best_known, known_arrangement, larger_arrangement
 
 # Cosines of float32 prototypes are this close to those of the arrangement that they hold.
 _SAME = 1e-6
@@ -44,7 +43,8 @@ def prototype_certificate(prototypes: Tensor) -> PrototypeCertificate:
         reachable, so a positive gap does not prove the opposite. With one prototype there is no pair: largest cosine and bound
         are then -1, the smallest cosine there is, the gap is 0 and `bound` is "no pair".
 
-        `arrangement` names what this is, as far as its largest cosine tells; "" where that is nothing with a name. `best_known`
+        `arrangement` names what this is, or what it is part of, as far as its largest cosine tells; "" where that is nothing
+        with a name. `best_known`
         is the smallest largest cosine published for K and D, and `source` says where, and whether it is proven to be the
         smallest possible; None and "" where none is known here.
 
@@ -74,18 +74,24 @@ def prototype_certificate(prototypes: Tensor) -> PrototypeCertificate:
     known = best_known(num_classes, embedding_dim)
     if known is None and (num_classes <= 2 * embedding_dim or embedding_dim == 2):
         known = BestKnown(bound, True, "R. A. Rankin 1955" if embedding_dim > 2 else "equally spaced on the circle")
-    named = arrangement(num_classes, embedding_dim)
-    same = named is not None and known is not None and abs(reached - known.cosine) < _SAME
     return PrototypeCertificate(
         reached,
         bound,
         name,
         reached - bound,
-        named.name if named is not None and same else "",
+        _name(num_classes, embedding_dim, reached),
         None if known is None else known.cosine,
         "" if known is None else known.source + (", proven optimal" if known.proven else ""),
         remark,
     )
+
+
+def _name(num_classes: int, embedding_dim: int, reached: float) -> str:
+    """The known arrangement, or one of somewhat more vectors, with this largest cosine."""
+    for known in (known_arrangement(num_classes, embedding_dim), larger_arrangement(num_classes, embedding_dim)):
+        if known is not None and abs(reached - known.cosine) < _SAME:
+            return known.name
+    return ""
 
 
 @lru_cache(maxsize=256)

@@ -2,7 +2,8 @@
 
 Only the cases without a known arrangement come here (K > 2D, D > 2). Rounds of starts descend together: random ones,
 symmetric ones, and the best so far disturbed (`starts`). Few of each round are worth a descent to the last digits (`descent`),
-and the best has its contact equations solved (`contacts`).
+and the best has its contact equations solved (`contacts`). Where these leave vectors free to move, descents creep: the result
+goes through a patient one.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from .groups import named_group
 from .starts import GROUPS, Symmetry, disturbed, random_starts, random_symmetry, subsets, symmetric_starts
 
 # Raise this number whenever a change here alters the result: cached arrangements of another version are not used.
-ALGORITHM_VERSION = 3
+ALGORITHM_VERSION = 4
 
 # The work of the default search, by what steps cost on a busy core of 2020.
 _NANOSECONDS = 80e9
@@ -39,6 +40,13 @@ _MOST_NUMBERS = 1 << 21
 
 _COARSE_SHARPNESS = 2000.0
 _LAST_SHARPNESS = 1e7
+
+# The last descent of all: so many times the plan's steps at each of many sharpnesses, for up to so many numbers.
+_PATIENT_SHARPNESSES = tuple(3e4 * 1.5**k for k in range(26))
+_PATIENCE = 10
+_MOST_PATIENT = 1 << 12
+_PATIENT_SECONDS = 20.0  # at most, about
+_ROUNDS_BETWEEN = 64  # in a longer search
 
 # The soft maximum at the coarse sharpness ranks starts. Equal arrangements differ by less than the first of these, what is
 # worse by more than the second stays worse; of each round so many are refined. Refined cosines are off by less than the last.
@@ -75,7 +83,7 @@ def search_plan(num_points: int, dimension: int) -> SearchPlan:
     round_time = 600 * (overhead + starts * evaluation)
     rounds = int(_NANOSECONDS / round_time)
     if rounds >= 4:
-        return SearchPlan(rounds, starts, 40, 1.7, _NANOSECONDS * 1e-9)
+        return SearchPlan(rounds, starts, 40, 1.7, _NANOSECONDS * 1e-9 + _PATIENT_SECONDS)
     step = 1.2 if evaluation < 50e6 else 1.5
     steps = 30 * (math.log(_COARSE_SHARPNESS / 4.0) / math.log(step) + 14)
     return SearchPlan(1, 1, 30, step, steps * (overhead + evaluation) * 1e-9)
@@ -98,17 +106,23 @@ def search(
         dimension: D >= 2.
         lower_bound: no arrangement has a smaller largest cosine; the search ends once it is reached.
         larger: a good arrangement of K or more vectors in R^D; the search starts from its first K, and some starts are subsets.
+            It ends early where one round of each kind has found nothing better.
         plan: how much work to spend; by default what `search_plan` says.
         endless: go on when the plan is done (not when the bound is reached).
         groups: the symmetries to try, by the names that `groups.named_group` knows.
     """
     plan = search_plan(num_points, dimension) if plan is None else plan
     state = _Search(num_points, dimension, plan, larger, groups)
+    part = state.cosine
     for number in itertools.count():
         for fraction in state.round(number):
             yield state.found(min(1.0, (number + fraction) / plan.rounds))
         done = state.cosine <= lower_bound + 1e-12 or number + 1 >= plan.rounds or state.agreeing >= _AGREEING_ROUNDS
-        if done and (not endless or state.cosine <= lower_bound + 1e-12):
+        done = done or (number + 1 >= len(_KINDS) and state.cosine > part - _AGREEMENT)
+        ends = done and (not endless or state.cosine <= lower_bound + 1e-12)
+        if ends or number % _ROUNDS_BETWEEN == _ROUNDS_BETWEEN - 1:
+            state.descend_patiently()
+        if ends:
             yield state.found(1.0)
             return
 
@@ -129,6 +143,7 @@ class _Search:
         self._refined = None if self.points is None else without_symmetry(self.points)
         self._known_soft: list[float] = []  # of the arrangements that were refined
         self._symmetries: dict[Symmetry, float] = {}
+        self._patient: Tensor | None = None  # what has been through the patient descent
 
     def found(self, fraction: float) -> Found:
         assert self.points is not None
@@ -221,6 +236,20 @@ class _Search:
             self.agreeing = 0
         if cosine < self.cosine:
             self.cosine, self.points = cosine, points
+
+
+    def descend_patiently(self) -> None:
+        """The best so far once more, by many small steps; not twice."""
+        assert self.points is not None
+        if self._patient is self.points or self.points.numel() > _MOST_PATIENT:
+            return
+        levels = [torch.full((1,), sharpness, dtype=torch.float64, device="cpu") for sharpness in _PATIENT_SHARPNESSES]
+        *_, orbits = anneal(without_symmetry(self.points), levels, _PATIENCE * self.plan.iterations)
+        points = solve_contacts(orbits.points()[0])
+        cosine = largest_cosine(points)
+        if cosine < self.cosine:
+            self.cosine, self.points = cosine, points
+        self._patient = self.points
 
 
 def _sharpnesses(first: Tensor, plan: SearchPlan) -> Iterator[Tensor]:

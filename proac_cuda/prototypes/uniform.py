@@ -16,7 +16,7 @@ from .bounds import best_lower_bound
 from .cache import cache_folder, read_code, write_code
 from .files import PROTOTYPE_DTYPES
 from .groups import named_group
-from .known import larger_arrangement, shipped_arrangement
+from .known import known_arrangement, larger_arrangement, shipped_arrangement
 from .search import ALGORITHM_VERSION, Found, search, search_plan
 from .starts import GROUPS
 
@@ -43,7 +43,7 @@ def uniform_prototypes(
     - D + 1 < K <= 2D: orthogonal antipodal pairs, and one vector more for odd K; largest cosine 0. Closed form, optimal.
     - D = 2: equally spaced on the circle. Closed form, optimal.
     - other K > 2D: an arrangement of known mathematics (root systems, eigenspaces of strongly regular graphs, parts of the
-      Leech lattice) or coordinates that come with this package, where there are any for K and D;
+      Leech lattice), coordinates that come with this package, or part of either, where that is the best known;
     - else found by numerical search, in at most two minutes of one core for K <= 300 (progress goes to stderr). The result is
       kept in $PROAC_CACHE, else $XDG_CACHE_HOME/proac_cuda, else ~/.cache/proac_cuda. `prototype_certificate` says how good
       it is; `python -m proac_cuda prototypes K D --seconds 600` searches longer.
@@ -105,8 +105,10 @@ def search_prototypes(
         named = arrangement(num_classes, embedding_dim)
         if named is not None:
             return _rotated(named.make(), embedding_dim, seed)
-        first = shipped_arrangement(num_classes, embedding_dim)
-        larger = larger_arrangement(num_classes, embedding_dim) if first is None else first
+        larger = shipped_arrangement(num_classes, embedding_dim)
+        if larger is None:
+            known = larger_arrangement(num_classes, embedding_dim)
+            larger = None if known is None else known.make()
         points = None if larger is None else larger[:num_classes]
         deadline = time.monotonic() + seconds
         title = (
@@ -159,11 +161,8 @@ def _one_thread() -> Iterator[None]:
 
 def _arrangement(num_classes: int, embedding_dim: int) -> Tensor:
     """(K, R) float64 unit rows, R <= D: the arrangement before it is rotated into R^D."""
-    known = arrangement(num_classes, embedding_dim)
-    if known is not None:
-        return known.make()
-    shipped = shipped_arrangement(num_classes, embedding_dim)
-    return _searched(num_classes, embedding_dim) if shipped is None else shipped
+    known = known_arrangement(num_classes, embedding_dim)
+    return _searched(num_classes, embedding_dim) if known is None else known.make()
 
 
 def _searched(num_classes: int, embedding_dim: int) -> Tensor:
@@ -180,7 +179,8 @@ def _searched(num_classes: int, embedding_dim: int) -> Tensor:
 
 def _search(num_classes: int, embedding_dim: int) -> Tensor:
     lower_bound, _ = best_lower_bound(num_classes, embedding_dim)
-    larger = larger_arrangement(num_classes, embedding_dim)
+    known = larger_arrangement(num_classes, embedding_dim)
+    larger = None if known is None else known.make()
     seconds = search_plan(num_classes, embedding_dim).seconds
     title = (
         f"proac_cuda: searching for {num_classes} prototypes in {embedding_dim} dimensions (num_classes={num_classes}, "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from proac_cuda.prototypes import arrangements, descent, known, prototype_certificate, uniform_prototypes
+from proac_cuda.prototypes import arrangements, descent, known, prototype_certificate, uniform, uniform_prototypes
 from proac_cuda.prototypes.bounds import best_lower_bound
 from prototype_checks import TABLE_ROUNDING, off_diagonal
 
@@ -62,6 +62,36 @@ def test_no_proven_optimum_is_beaten_and_no_bound_exceeds_what_is_published(num_
     rows = known.shipped_arrangement(num_classes, dimension) if here is None else here.make()
     if value.proven and rows is not None:
         assert descent.largest_cosine(rows) >= value.cosine - TABLE_ROUNDING
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "dimension", "whole"),
+    [
+        (11, 3, "icosahedron"),
+        (72, 9, "73 vectors that come with this package"),
+        (58, 13, "59 vectors that come with this package"),
+    ],
+)
+def test_part_of_a_known_arrangement_is_taken_without_a_search(
+    num_classes: int, dimension: int, whole: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(uniform, "_search")
+    found = prototype_certificate(uniform_prototypes(num_classes, dimension, dtype=torch.float64))
+    assert found.arrangement == f"part of {whole}"
+    assert found.largest_cosine <= found.best_known + TABLE_ROUNDING
+
+
+@pytest.mark.parametrize(("num_classes", "dimension"), known.known_sizes())
+def test_no_search_is_for_what_a_part_of_a_known_arrangement_is_as_good_as(num_classes: int, dimension: int) -> None:
+    """Nor is a part taken where something better is published."""
+    published = known.best_known(num_classes, dimension).cosine
+    here = known.known_arrangement(num_classes, dimension)
+    for larger in range(num_classes, num_classes + 4):
+        whole = known.known_arrangement(larger, dimension)
+        if whole is not None and whole.cosine <= published + 1e-9:
+            assert here.cosine <= whole.cosine
+    if here is not None and here.name.startswith("part of"):
+        assert here.cosine <= published + TABLE_ROUNDING
 
 
 def test_certificate_of_what_is_not_the_arrangement_has_no_name() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import sys
@@ -138,11 +139,16 @@ def test_a_search_never_ends_above_the_larger_arrangement_that_it_knows() -> Non
     assert last.cosine <= descent.largest_cosine(larger) + 1e-15
 
 
-@pytest.mark.parametrize(("num_classes", "dimension"), [(72, 9), (58, 13)])
-def test_one_vector_less_than_a_known_arrangement_is_as_good_as_published(num_classes: int, dimension: int) -> None:
-    larger = known.larger_arrangement(num_classes, dimension)
-    first = next(search.search(num_classes, dimension, larger=larger))
-    assert first.cosine <= known.best_known(num_classes, dimension).cosine + 1e-5
+def test_a_search_that_finds_nothing_better_than_a_part_of_a_known_arrangement_ends_early() -> None:
+    """One round of each kind, of the many that the plan has."""
+    plan = dataclasses.replace(SHORT_PLAN, rounds=1000)
+    larger = arrangements.arrangement(27, 6).make()
+    found = list(search.search(26, 6, larger=larger, plan=plan))
+    assert found[-1].cosine == pytest.approx(1 / 4, abs=1e-14)
+    assert found[-2].fraction <= len(search._KINDS) / plan.rounds
+    # 20 of these 27 are no good start: the search goes on.
+    again = search.search(20, 6, larger=larger, plan=plan)
+    assert any(step.fraction > len(search._KINDS) / plan.rounds for step in again)
 
 
 @pytest.mark.exhaustive
