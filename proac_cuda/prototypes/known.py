@@ -90,8 +90,10 @@ def _whole(num_points: int, dimension: int) -> Known | None:
     named = arrangement(num_points, dimension)
     if named is not None:
         published = best_known(num_points, dimension)
-        # What the table leaves out is proven to reach the bound.
-        cosine = best_lower_bound(num_points, dimension)[0] if published is None else published.cosine
+        if published is not None:
+            return Known(named.name, published.cosine, named.make)
+        # What the table leaves out reaches the bound; one vector has no pair, and the smallest cosine there is.
+        cosine = best_lower_bound(num_points, dimension)[0] if num_points > 1 else -1.0
         return Known(named.name, cosine, named.make)
     shipped = shipped_arrangement(num_points, dimension)
     if shipped is None:

@@ -117,12 +117,13 @@ def search(
     for number in itertools.count():
         for fraction in state.round(number):
             yield state.found(min(1.0, (number + fraction) / plan.rounds))
-        done = state.cosine <= lower_bound + 1e-12 or number + 1 >= plan.rounds or state.agreeing >= _AGREEING_ROUNDS
-        done = done or (number + 1 >= len(_KINDS) and state.cosine > part - _AGREEMENT)
-        ends = done and (not endless or state.cosine <= lower_bound + 1e-12)
-        if ends or number % _ROUNDS_BETWEEN == _ROUNDS_BETWEEN - 1:
-            state.descend_patiently()
-        if ends:
+        proven = state.cosine <= lower_bound + 1e-12
+        unbeaten = number + 1 >= len(_KINDS) and state.cosine > part - _AGREEMENT
+        done = number + 1 >= plan.rounds or state.agreeing >= _AGREEING_ROUNDS or unbeaten
+        if number % _ROUNDS_BETWEEN == 0 if endless else done and not proven:
+            for _ in state.descend_patiently(3 * _PATIENCE if endless else _PATIENCE):
+                yield state.found(min(1.0, (number + 1) / plan.rounds))
+        if proven or (done and not endless):
             yield state.found(1.0)
             return
 
@@ -237,14 +238,14 @@ class _Search:
         if cosine < self.cosine:
             self.cosine, self.points = cosine, points
 
-
-    def descend_patiently(self) -> None:
-        """The best so far once more, by many small steps; not twice."""
+    def descend_patiently(self, patience: int) -> Iterator[None]:
+        """The best so far once more, by many small steps; not twice. Yields on the way."""
         assert self.points is not None
         if self._patient is self.points or self.points.numel() > _MOST_PATIENT:
             return
         levels = [torch.full((1,), sharpness, dtype=torch.float64, device="cpu") for sharpness in _PATIENT_SHARPNESSES]
-        *_, orbits = anneal(without_symmetry(self.points), levels, _PATIENCE * self.plan.iterations)
+        for orbits in anneal(without_symmetry(self.points), levels, patience * self.plan.iterations):
+            yield
         points = solve_contacts(orbits.points()[0])
         cosine = largest_cosine(points)
         if cosine < self.cosine:

@@ -103,14 +103,18 @@ def test_dtype_shape_and_unit_rows(dtype: torch.dtype, num_classes: int, dimensi
 
 
 @pytest.mark.usefixtures("short_searches")
-@pytest.mark.parametrize(("num_classes", "dimension"), [(2, 1), (19, 64), (100, 64), (7, 2), (QUICK_K, QUICK_D)])
+@pytest.mark.parametrize(
+    # closed forms, a search, an eigenspace, coordinates that come with the package, part of such
+    ("num_classes", "dimension"),
+    [(2, 1), (19, 64), (100, 64), (7, 2), (QUICK_K, QUICK_D), (56, 20), (73, 9), (72, 9)],
+)
 def test_same_bits_whatever_the_threads_and_the_global_generator(
     num_classes: int, dimension: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads = torch.get_num_threads()
     try:
         results = []
-        for count in (1, 2):
+        for count in (1, 2, 4):
             monkeypatch.setattr(uniform, "_known_codes", {})
             monkeypatch.setenv("PROAC_CACHE", os.path.join(os.environ["PROAC_CACHE"], str(count)))
             torch.set_num_threads(count)
@@ -121,7 +125,7 @@ def test_same_bits_whatever_the_threads_and_the_global_generator(
             assert torch.get_num_threads() == count
     finally:
         torch.set_num_threads(threads)
-    assert same_bits(*results)
+    assert all(same_bits(results[0], other) for other in results[1:])
 
 
 def test_threads_are_restored_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
