@@ -45,6 +45,7 @@ _LAST_SHARPNESS = 1e7
 _PATIENT_SHARPNESSES = tuple(3e4 * 1.5**k for k in range(26))
 _PATIENCE = 10
 _MOST_PATIENT = 1 << 12
+_HELPED = 1e-7
 _PATIENT_SECONDS = 20.0  # at most, about
 _ROUNDS_BETWEEN = 64  # in a longer search
 
@@ -121,7 +122,7 @@ def search(
         unbeaten = number + 1 >= len(_KINDS) and state.cosine > part - _AGREEMENT
         done = number + 1 >= plan.rounds or state.agreeing >= _AGREEING_ROUNDS or unbeaten
         if number % _ROUNDS_BETWEEN == 0 if endless else done and not proven:
-            for _ in state.descend_patiently(3 * _PATIENCE if endless else _PATIENCE):
+            for _ in state.descend_patiently(while_it_helps=endless):
                 yield state.found(min(1.0, (number + 1) / plan.rounds))
         if proven or (done and not endless):
             yield state.found(1.0)
@@ -238,19 +239,19 @@ class _Search:
         if cosine < self.cosine:
             self.cosine, self.points = cosine, points
 
-    def descend_patiently(self, patience: int) -> Iterator[None]:
-        """The best so far once more, by many small steps; not twice. Yields on the way."""
+    def descend_patiently(self, *, while_it_helps: bool) -> Iterator[None]:
+        """The best so far once more, by many small steps, once or as often as it helps. Yields on the way."""
         assert self.points is not None
-        if self._patient is self.points or self.points.numel() > _MOST_PATIENT:
-            return
         levels = [torch.full((1,), sharpness, dtype=torch.float64, device="cpu") for sharpness in _PATIENT_SHARPNESSES]
-        for orbits in anneal(without_symmetry(self.points), levels, patience * self.plan.iterations):
-            yield
-        points = solve_contacts(orbits.points()[0])
-        cosine = largest_cosine(points)
-        if cosine < self.cosine:
-            self.cosine, self.points = cosine, points
-        self._patient = self.points
+        while self._patient is not self.points and self.points.numel() <= _MOST_PATIENT:
+            for orbits in anneal(without_symmetry(self.points), levels, _PATIENCE * self.plan.iterations):
+                yield
+            points, before = solve_contacts(orbits.points()[0]), self.cosine
+            cosine = largest_cosine(points)
+            if cosine < before:
+                self.cosine, self.points = cosine, points
+            if not while_it_helps or self.cosine > before - _HELPED:
+                self._patient = self.points
 
 
 def _sharpnesses(first: Tensor, plan: SearchPlan) -> Iterator[Tensor]:
