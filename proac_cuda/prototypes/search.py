@@ -244,7 +244,7 @@ class _Search:
         assert self.points is not None
         levels = [torch.full((1,), sharpness, dtype=torch.float64, device="cpu") for sharpness in _PATIENT_SHARPNESSES]
         while self._patient is not self.points and self.points.numel() <= _MOST_PATIENT:
-            for orbits in anneal(without_symmetry(self.points), levels, _PATIENCE * self.plan.iterations):
+            for orbits in anneal(without_symmetry(self.points), levels, _PATIENCE * self.plan.iterations):  # noqa: B007
                 yield
             points, before = solve_contacts(orbits.points()[0]), self.cosine
             cosine = largest_cosine(points)
