@@ -19,6 +19,32 @@ __device__ __forceinline__ void read_class_factors(const FastGradients& job, Cla
   }
 }
 
+// Which of the thread's pixels are drawn for which of 16 eights of classes: bit 2 n + c stands for class 8 n + 2 q + c of them.
+// Loops over registers must be unrolled, and a bit is all that a test asks there. All ones where every pixel is taken.
+template <int kFragments>
+struct Drawn {
+  uint32_t bits[kFragments][2];
+  __device__ __forceinline__ Drawn(const FastArguments& a, int tile, const MyPixels<kFragments>& mine,
+                                   int first_eight) {
+#pragma unroll
+    for (int f = 0; f < kFragments; ++f)
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        bits[f][j] = ~0u;
+        if (!a.sampling.thresholds) continue;
+        TilePlace place = place_of(a, anew(tile));
+        int64_t index = place.image * a.features.pixels + place.first + mine.place(f, j) + a.sampling.rng[1];
+        uint32_t key = philox_key(a.sampling.rng[0], index);
+        int k = first_eight * 8 + static_cast<int>(threadIdx.x & 3) * 2;
+        bits[f][j] = 0;
+#pragma unroll 1
+        for (int bit = 0; bit < 32 && k < a.pixels.num_classes; ++bit, k += bit & 1 ? 1 : 7)
+          if (is_drawn(a.sampling, k, key, index)) bits[f][j] |= 1u << bit;
+      }
+  }
+  __device__ __forceinline__ bool of(int f, int j, int n, int c) const { return bits[f][j] >> (n % 16 * 2 + c) & 1u; }
+};
+
 // S becomes the coefficients dL/dS / tau, (8) to (10), in place. Returns <g_i, xhat_i> of each pixel in `along`.
 template <class T, int kEights>
 __device__ __forceinline__ void coefficients(const FastGradients& job, int tile_number,

@@ -27,104 +27,122 @@ __device__ __forceinline__ void exclude_ignored(const MyPixels<Shape<T, kEights>
     }
 }
 
-// Marks what was not drawn.
-template <class T, int kEights>
-__device__ __forceinline__ void exclude_undrawn(const FastArguments& a, int tile_number,
-                                                const MyPixels<Shape<T, kEights>::kFragments>& mine,
-                                                Accumulators<T, kEights>& s) {
-  constexpr int kFragments = Shape<T, kEights>::kFragments;
-#pragma unroll
-  for (int first = 0; first < kEights; first += 16) {
-    Drawn<kFragments> drawn(a, tile_number, mine, first);
-#pragma unroll
-    for (int n = first; n < first + 16 && n < kEights; ++n)
-#pragma unroll
-      for (int c = 0; c < 2; ++c)
-#pragma unroll
-        for (int f = 0; f < kFragments; ++f)
-#pragma unroll
-          for (int j = 0; j < 2; ++j)
-            if (!drawn.of(f, j, n, c)) s[f][n][2 * j + c] = kExcluded;
-  }
-}
-
-// Combines 8 values of each thread over the 8 threads that differ in g; thread g has the result of value g. Each exchange halves
-// what is left.
-template <class Combine>
-__device__ __forceinline__ float over_g(float (&v)[8], Combine combine) {
+// Adds 8 values of each thread over the 8 threads that differ in g; thread g has the sum of value g. Each exchange halves what is
+// left.
+__device__ __forceinline__ float over_g(float (&v)[8]) {
 #pragma unroll
   for (int half = 4; half; half >>= 1) {
     bool upper = threadIdx.x >> 2 & half;
 #pragma unroll
     for (int i = 0; i < half; ++i) {
       float send = upper ? v[i] : v[i + half], keep = upper ? v[i + half] : v[i];
-      v[i] = combine(keep, __shfl_xor_sync(kAllLanes, send, 4 * half));
+      v[i] = keep + __shfl_xor_sync(kAllLanes, send, 4 * half);
     }
   }
   return v[0];
 }
 __device__ __forceinline__ float add(float a, float b) { return a + b; }
 
-// The sums of (3) over the warp's pixels, 4 eights of classes at a time: value 2 n + c of a thread is of class 8 n + 2 q + c. Relative
-// to one maximum where that fits all: |S| <= 1/tau, and no weight is extreme.
+// The sums of (3) over the warp's pixels where every one of them is taken and no weight is extreme, so that one maximum fits all:
+// |S| <= 1/tau. 4 eights of classes at a time: value 2 n + c of a thread is of class 8 n + 2 q + c.
 template <class T, int kEights>
-__device__ __forceinline__ void reduce_over_pixels(const FastStatistics& job, bool one_maximum, float to_log2,
-                                                   const MyPixels<Shape<T, kEights>::kFragments>& mine,
-                                                   const Accumulators<T, kEights>& s, WarpPart* parts) {
-  constexpr int kFragments = Shape<T, kEights>::kFragments;
+__device__ __forceinline__ void sum_over_pixels(int num_classes, float to_log2,
+                                                const MyPixels<Shape<T, kEights>::kFragments>& mine,
+                                                const Accumulators<T, kEights>& s, WarpPart* parts) {
   Lane my;
-  int num_classes = static_cast<int>(job.common.pixels.num_classes);
-  // v[i] = the combination of term(cosine, f, j) over the thread's pixels
-  auto each = [&](int first, float (&v)[8], float none, auto term, auto combine) {
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      v[i] = none;
-      int n = first + i / 2;
-      if (n < kEights) {
-#pragma unroll
-        for (int f = 0; f < kFragments; ++f)
-#pragma unroll
-          for (int j = 0; j < 2; ++j) v[i] = combine(v[i], term(s[f][n < kEights ? n : 0][2 * j + i % 2], i, f, j));
-      }
-    }
-  };
 #pragma unroll
   for (int first = 0; first < kEights; first += 4) {
     if (first * 8 >= num_classes) break;
-    float v[8], shift[8], weight = 0.f, hardest = minus_infinity(), maximum = to_log2;
-    if (!one_maximum) {
-      each(
-          first, v, minus_infinity(),
-          [&](float cosine, int, int f, int j) {
-            return cosine <= kExcluded ? minus_infinity() : fmaf(cosine, to_log2, mine.log_weight[f][j]);
-          },
-          fmaxf);
-      maximum = over_g(v, fmaxf);
-    }
+    float v[8];
 #pragma unroll
-    for (int i = 0; i < 8; ++i)
-      shift[i] = one_maximum ? to_log2 : shift_of(__shfl_sync(kAllLanes, maximum, 4 * i + my.q));
-    each(
-        first, v, 0.f,
-        [&](float cosine, int i, int f, int j) {
-          return exp2_approx(fmaf(cosine, to_log2, mine.log_weight[f][j]) - shift[i]);
-        },
-        add);
-    float sum = over_g(v, add);
-    if (job.common.sampling.thresholds) {
-      each(
-          first, v, 0.f, [&](float cosine, int, int f, int j) { return cosine <= kExcluded ? 0.f : mine.weight[f][j]; },
-          add);
-      weight = over_g(v, add);
+    for (int i = 0; i < 8; ++i) {
+      v[i] = 0.f;
+      int n = first + i / 2;
+      if (n < kEights) {
+#pragma unroll
+        for (int f = 0; f < Shape<T, kEights>::kFragments; ++f)
+#pragma unroll
+          for (int j = 0; j < 2; ++j)
+            v[i] +=
+                exp2_approx(fmaf(s[f][n < kEights ? n : 0][2 * j + i % 2], to_log2, mine.log_weight[f][j]) - to_log2);
+      }
     }
-    if (job.hardest_negative) {
-      each(
-          first, v, minus_infinity(),
-          [&](float cosine, int, int, int) { return cosine <= kExcluded ? minus_infinity() : cosine; }, larger<float>);
-      hardest = over_g(v, larger<float>) * static_cast<float>(1 / job.common.temperature);
-    }
+    float sum = over_g(v);
     int k = (first + my.g / 2) * 8 + my.q * 2 + my.g % 2;
-    if (k < num_classes) parts[k] = {maximum * static_cast<float>(1 / kLog2E), sum, weight, hardest};
+    if (k < num_classes) parts[k] = {to_log2 * static_cast<float>(1 / kLog2E), sum, 0.f, minus_infinity()};
+  }
+}
+
+// Combines a value of each thread over the 8 threads that differ in g, in the order of over_g, so that whatever else is asked for
+// changes no bit of a sum.
+template <class Combine>
+__device__ __forceinline__ float over_all_g(float v, Combine combine) {
+#pragma unroll
+  for (int o = 16; o >= 4; o >>= 1) v = combine(v, __shfl_xor_sync(kAllLanes, v, o));
+  return v;
+}
+
+// The same for any weights, with what sampled sets and the hardest negatives ask for. An eight of classes at a time, by a loop that is
+// not unrolled: of all this code in as many copies as there are eights, most of the time to compile the kernel would go.
+template <class T, int kEights>
+__device__ __forceinline__ void reduce_over_pixels(const FastStatistics& job, int tile_number, bool one_maximum,
+                                                   float to_log2, const MyPixels<Shape<T, kEights>::kFragments>& mine,
+                                                   const Accumulators<T, kEights>& s, WarpPart* parts) {
+  constexpr int kFragments = Shape<T, kEights>::kFragments;
+  const FastArguments& a = job.common;
+  Lane my;
+  int num_classes = static_cast<int>(a.pixels.num_classes);
+  TilePlace place = place_of(a, anew(tile_number));
+  int64_t first_index = 0;
+  uint32_t key[kFragments][2] = {};
+  if (a.sampling.thresholds) {
+    first_index = place.image * a.features.pixels + place.first + a.sampling.rng[1];
+#pragma unroll
+    for (int f = 0; f < kFragments; ++f)
+#pragma unroll
+      for (int j = 0; j < 2; ++j) key[f][j] = philox_key(a.sampling.rng[0], first_index + mine.place(f, j));
+  }
+#pragma unroll 1
+  for (int n = 0; n * 8 < num_classes; ++n) {
+    float cosine[kFragments][4];
+#pragma unroll
+    for (int m = 0; m < kEights; ++m)  // registers have no index
+      if (m == n) {
+#pragma unroll
+        for (int f = 0; f < kFragments; ++f)
+#pragma unroll
+          for (int e = 0; e < 4; ++e) cosine[f][e] = s[f][m][e];
+      }
+#pragma unroll
+    for (int c = 0; c < 2; ++c) {
+      int k = n * 8 + my.q * 2 + c;
+      float maximum = minus_infinity(), hardest = minus_infinity(), sum = 0.f, weight = 0.f;
+#pragma unroll
+      for (int f = 0; f < kFragments; ++f)
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          float& value = cosine[f][2 * j + c];
+          if (a.sampling.thresholds && k < num_classes &&
+              !is_drawn(a.sampling, k, key[f][j], first_index + mine.place(f, j)))
+            value = kExcluded;
+          if (value <= kExcluded) continue;
+          maximum = fmaxf(maximum, fmaf(value, to_log2, mine.log_weight[f][j]));
+          weight += mine.weight[f][j];
+          hardest = larger(hardest, value);
+        }
+      maximum = one_maximum ? to_log2 : over_all_g(maximum, [](float x, float y) { return fmaxf(x, y); });
+      float shift = shift_of(maximum);
+#pragma unroll
+      for (int f = 0; f < kFragments; ++f)
+#pragma unroll
+        for (int j = 0; j < 2; ++j)
+          sum += exp2_approx(fmaf(cosine[f][2 * j + c], to_log2, mine.log_weight[f][j]) - shift);
+      sum = over_all_g(sum, add);
+      weight = a.sampling.thresholds ? over_all_g(weight, add) : 0.f;
+      hardest = job.hardest_negative ? over_all_g(hardest, larger<float>) * static_cast<float>(1 / a.temperature)
+                                     : minus_infinity();
+      if (my.g == c && k < num_classes) parts[k] = {maximum * static_cast<float>(1 / kLog2E), sum, weight, hardest};
+    }
   }
 }
 
@@ -172,10 +190,12 @@ __global__ void __launch_bounds__(Shape<T, kEights>::kMostThreads, Shape<T, kEig
     if (a.pixel_anchor) pixel_log_z<T, kEights>(to_log2, s, all_classes);
     exclude_ignored<T, kEights>(mine, s);
     own_cosines<T, kEights, true>(mine, s, own);
-    if (a.sampling.thresholds) exclude_undrawn<T, kEights>(a, n, mine, s);
     SYNC_THREADS(ring_is_free);
-    reduce_over_pixels<T, kEights>(job, warm && weights_are_ordinary(mine), to_log2, mine, s,
-                                   parts + warp * a.plan.rows);
+    bool one_maximum = warm && weights_are_ordinary(mine);
+    if (one_maximum && !a.sampling.thresholds && !job.hardest_negative)
+      sum_over_pixels<T, kEights>(num_classes, to_log2, mine, s, parts + warp * a.plan.rows);
+    else
+      reduce_over_pixels<T, kEights>(job, n, one_maximum, to_log2, mine, s, parts + warp * a.plan.rows);
     if ((t & 3) == 0) {
 #pragma unroll
       for (int f = 0; f < kFragments; ++f)
