@@ -27,17 +27,19 @@ __device__ __forceinline__ void exclude_ignored(const MyPixels<Shape<T, kEights>
     }
 }
 
-// Adds 8 values of each thread over the 8 threads that differ in g; thread g has the sum of value g. Each exchange halves what is
-// left.
-__device__ __forceinline__ float over_g(float (&v)[8]) {
+// Combines 2 or 8 values of each thread over the 8 threads that differ in g. Each exchange halves what is left, until a thread has
+// one: that of value g, or g / 4.
+template <int kValues, class Combine>
+__device__ __forceinline__ float over_g(float (&v)[kValues], Combine combine) {
 #pragma unroll
-  for (int half = 4; half; half >>= 1) {
-    bool upper = threadIdx.x >> 2 & half;
+  for (int lanes = 16, half = kValues / 2; lanes >= 4; lanes >>= 1, half >>= 1) {
+    bool upper = threadIdx.x & lanes;
 #pragma unroll
     for (int i = 0; i < half; ++i) {
       float send = upper ? v[i] : v[i + half], keep = upper ? v[i + half] : v[i];
-      v[i] = keep + __shfl_xor_sync(kAllLanes, send, 4 * half);
+      v[i] = combine(keep, __shfl_xor_sync(kAllLanes, send, lanes));
     }
+    if (half == 0) v[0] = combine(v[0], __shfl_xor_sync(kAllLanes, v[0], lanes));
   }
   return v[0];
 }
@@ -67,19 +69,10 @@ __device__ __forceinline__ void sum_over_pixels(int num_classes, float to_log2,
                 exp2_approx(fmaf(s[f][n < kEights ? n : 0][2 * j + i % 2], to_log2, mine.log_weight[f][j]) - to_log2);
       }
     }
-    float sum = over_g(v);
+    float sum = over_g(v, add);
     int k = (first + my.g / 2) * 8 + my.q * 2 + my.g % 2;
     if (k < num_classes) parts[k] = {to_log2 * static_cast<float>(1 / kLog2E), sum, 0.f, minus_infinity()};
   }
-}
-
-// Combines a value of each thread over the 8 threads that differ in g, in the order of over_g, so that whatever else is asked for
-// changes no bit of a sum.
-template <class Combine>
-__device__ __forceinline__ float over_all_g(float v, Combine combine) {
-#pragma unroll
-  for (int o = 16; o >= 4; o >>= 1) v = combine(v, __shfl_xor_sync(kAllLanes, v, o));
-  return v;
 }
 
 // The same for any weights, with what sampled sets and the hardest negatives ask for. An eight of classes at a time, by a loop that is
@@ -108,15 +101,17 @@ __device__ __forceinline__ void reduce_over_pixels(const FastStatistics& job, in
 #pragma unroll
     for (int m = 0; m < kEights; ++m)  // registers have no index
       if (m == n) {
+        asm volatile("");  // a branch, or the eights would be chosen from one by one
 #pragma unroll
         for (int f = 0; f < kFragments; ++f)
 #pragma unroll
           for (int e = 0; e < 4; ++e) cosine[f][e] = s[f][m][e];
       }
+    float maxima[2], sums[2], weights[2], largest[2];  // of classes 8 n + 2 q and the next
 #pragma unroll
     for (int c = 0; c < 2; ++c) {
+      maxima[c] = largest[c] = minus_infinity(), sums[c] = weights[c] = 0.f;
       int k = n * 8 + my.q * 2 + c;
-      float maximum = minus_infinity(), hardest = minus_infinity(), sum = 0.f, weight = 0.f;
 #pragma unroll
       for (int f = 0; f < kFragments; ++f)
 #pragma unroll
@@ -126,23 +121,29 @@ __device__ __forceinline__ void reduce_over_pixels(const FastStatistics& job, in
               !is_drawn(a.sampling, k, key[f][j], first_index + mine.place(f, j)))
             value = kExcluded;
           if (value <= kExcluded) continue;
-          maximum = fmaxf(maximum, fmaf(value, to_log2, mine.log_weight[f][j]));
-          weight += mine.weight[f][j];
-          hardest = larger(hardest, value);
+          maxima[c] = fmaxf(maxima[c], fmaf(value, to_log2, mine.log_weight[f][j]));
+          weights[c] += mine.weight[f][j];
+          largest[c] = larger(largest[c], value);
         }
-      maximum = one_maximum ? to_log2 : over_all_g(maximum, [](float x, float y) { return fmaxf(x, y); });
-      float shift = shift_of(maximum);
+    }
+    float maximum = to_log2, shift[2] = {to_log2, to_log2};
+    if (!one_maximum) {
+      maximum = over_g(maxima, [](float x, float y) { return fmaxf(x, y); });
+#pragma unroll
+      for (int c = 0; c < 2; ++c) shift[c] = shift_of(__shfl_sync(kAllLanes, maximum, 16 * c + my.q));
+    }
+#pragma unroll
+    for (int c = 0; c < 2; ++c)
 #pragma unroll
       for (int f = 0; f < kFragments; ++f)
 #pragma unroll
         for (int j = 0; j < 2; ++j)
-          sum += exp2_approx(fmaf(cosine[f][2 * j + c], to_log2, mine.log_weight[f][j]) - shift);
-      sum = over_all_g(sum, add);
-      weight = a.sampling.thresholds ? over_all_g(weight, add) : 0.f;
-      hardest = job.hardest_negative ? over_all_g(hardest, larger<float>) * static_cast<float>(1 / a.temperature)
-                                     : minus_infinity();
-      if (my.g == c && k < num_classes) parts[k] = {maximum * static_cast<float>(1 / kLog2E), sum, weight, hardest};
-    }
+          sums[c] += exp2_approx(fmaf(cosine[f][2 * j + c], to_log2, mine.log_weight[f][j]) - shift[c]);
+    float sum = over_g(sums, add), weight = 0.f, hardest = minus_infinity();
+    if (a.sampling.thresholds) weight = over_g(weights, add);
+    if (job.hardest_negative) hardest = over_g(largest, larger<float>) * static_cast<float>(1 / a.temperature);
+    int k = n * 8 + my.q * 2 + my.g / 4;
+    if (my.g % 4 == 0 && k < num_classes) parts[k] = {maximum * static_cast<float>(1 / kLog2E), sum, weight, hardest};
   }
 }
 
