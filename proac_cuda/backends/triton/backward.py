@@ -131,7 +131,11 @@ def store_gradient(grad_features, image, pixel, inside, d, g, x, along, inverse,
     unit = x.to(g.dtype) * inverse[None, :]
     dx = tl.where(kept[None, :], (g - along[None, :] * unit) * inverse[None, :], 0.0)
     place = pointers(grad_features, image, pixel, d)
-    tl.store(place, round_to(dx, x.dtype, CASE.INTERPRETED), mask=(d < CASE.D)[:, None] & inside[None, :])
+    tl.store(
+        place,
+        round_to(dx, grad_features.data.dtype.element_ty, CASE.INTERPRETED),
+        mask=(d < CASE.D)[:, None] & inside[None, :],
+    )
 
 
 @triton.jit

@@ -1,8 +1,9 @@
 """Stage (iii) for many classes: the gradient of the features in blocks of classes, one after the other.
 
-As in :mod:`.backward`, but g grows over the blocks of classes, while a program holds the features of its tile in registers from
-S to dx: up to D = DO each is read once, each gradient written once; HELD channels of a block of prototypes are read once for
-both products.
+As in :mod:`.backward`, but g grows over the blocks of classes, while a program holds the features of its tile from S to dx: up
+to D = DO each is read once, each gradient written once; HELD channels of a block of prototypes are read once for both products.
+16-bit features lie in shared memory meanwhile, and registers are for g. Triton puts there what nothing but products take,
+so that the features are used for dx as a product, too: with the unit matrix, which is exact.
 Beyond that a program makes DO channels of the gradient and streams the others through, once to find |x| and once for each
 block of classes; the programs that share a tile follow each other, so that it is found in the L2 cache.
 """
@@ -15,7 +16,7 @@ import triton.language as tl
 from .backward import add_gradient, gradient_of_similarities, operands, store_gradient
 from .forward import add_to_log_sum, times
 from .pixels import kernel, read_pixels, tile_of_pixels
-from .vectors import add_products, add_squares, load_features, load_parts, norm_and_inverse, opaque
+from .vectors import add_products, add_squares, dot, load_features, load_parts, norm_and_inverse, opaque
 
 
 @triton.jit
@@ -44,17 +45,20 @@ def load_blocks(features, image, pixel, inside, d_first, CASE: tl.constexpr, kep
 
 
 @triton.jit
-def products(blocks, features, anchors, image, pixel, inside, k, CASE: tl.constexpr):
+def products(blocks, features, anchors, image, pixel, inside, k, SHARED: tl.constexpr, CASE: tl.constexpr):
     """<phat_k, x_i>, (KB, BM), and the blocks of phat that it was made of, as a tuple.
 
-    x is in registers as ``blocks``; or, where those are not all channels, read from memory, and the tuple is empty.
+    x is there as ``blocks``, in shared memory or in registers; or, where those are not all channels, read from memory, and the
+    tuple is empty.
     """
     total = tl.full((CASE.KB, CASE.BM), 0.0, CASE.REAL)
     rows = ()
     if CASE.D <= CASE.DO:
         for block in tl.static_range(len(blocks)):
             d = block * CASE.BD + tl.arange(0, CASE.BD)
-            x = opaque(blocks[block], CASE)
+            x = blocks[block]
+            if not SHARED:
+                x = opaque(x, CASE)
             parts = load_parts(anchors, k, d, CASE)
             total = add_products(total, parts, x, CASE)
             rows = rows + (parts,)
@@ -67,13 +71,15 @@ def products(blocks, features, anchors, image, pixel, inside, k, CASE: tl.conste
 
 
 @triton.jit
-def normaliser_of_pixels(blocks, features, anchors, image, pixel, inside, inverse, CASE: tl.constexpr):
+def normaliser_of_pixels(
+    blocks, features, anchors, image, pixel, inside, inverse, SHARED: tl.constexpr, CASE: tl.constexpr
+):
     """logsumexp_c S_ci of a tile's pixels; ``inverse`` is 1/(|x| tau)."""
     top = tl.full((CASE.BM,), float("-inf"), CASE.REAL)
     total = tl.full((CASE.BM,), 0.0, CASE.REAL)
     for k0 in range(0, CASE.K, CASE.KB):
         k = k0 + tl.arange(0, CASE.KB)
-        total_products, _ = products(blocks, features, anchors, image, pixel, inside, k, CASE)
+        total_products, _ = products(blocks, features, anchors, image, pixel, inside, k, SHARED, CASE)
         s = tl.where((k < CASE.K)[:, None], total_products * inverse[None, :], float("-inf"))
         top, total = add_to_log_sum(top, total, s, 0)
     return top + tl.log(total)
@@ -88,6 +94,7 @@ def gradient_by_classes_kernel(
     BD: tl.constexpr = CASE.BD
     BLOCKS: tl.constexpr = CASE.DO // BD
     SHARES: tl.constexpr = (CASE.D + CASE.DO - 1) // CASE.DO
+    SHARED: tl.constexpr = CASE.PARTS == 2 and SHARES == 1  # features in shared memory: 16-bit ones, all of a pixel's
     tile = tl.program_id(0) // SHARES
     d_first = tl.program_id(0) % SHARES * CASE.DO
     image, pixel, index, inside = tile_of_pixels(tile, tiling, CASE.BM, CASE.INDEX)
@@ -96,13 +103,15 @@ def gradient_by_classes_kernel(
     x, inverse = load_blocks(features, image, pixel, inside, d_first + tl.arange(0, BD), CASE)
     normaliser = inverse
     if CASE.PIXEL_ANCHOR:
-        normaliser = normaliser_of_pixels(x, features, anchors, image, pixel, inside, inverse * tau_inverse, CASE)
+        normaliser = normaliser_of_pixels(
+            x, features, anchors, image, pixel, inside, inverse * tau_inverse, SHARED, CASE
+        )
     g = times(tl.full((BD, CASE.BM), 0.0, CASE.REAL), BLOCKS)
     along = tl.full((CASE.BM,), 0.0, CASE.REAL)
     for k0 in range(0, CASE.K, CASE.KB):
-        k = k0 + tl.arange(0, CASE.KB)
-        total, rows = products(x, features, anchors, image, pixel, inside, k, CASE)
-        s = total * (inverse * tau_inverse)[None, :]
+        k = opaque(k0 + tl.arange(0, CASE.KB), CASE)
+        total, rows = products(x, features, anchors, image, pixel, inside, k, SHARED, CASE)
+        s = total * inverse[None, :] * tau_inverse
         grad = gradient_of_similarities(
             s, label, weight, normaliser, k, index, coefficients, sets, weights is not None, CASE
         )
@@ -116,10 +125,24 @@ def gradient_by_classes_kernel(
                 parts = load_parts(anchors, k, d_first + block * BD + tl.arange(0, BD), CASE, AGAIN=True)
             grown = grown + (add_gradient(g[block], parts, grad_operands, CASE),)
         g = grown
-    for block in tl.static_range(BLOCKS):
-        d = d_first + block * BD + tl.arange(0, BD)
-        own = opaque(x[block], CASE)
-        store_gradient(grad_features, image, pixel, inside, d, g[block], own, along, inverse, label >= 0, CASE)
+    image, pixel, index, inside = tile_of_pixels(opaque(tile, CASE), tiling, CASE.BM, CASE.INDEX)
+    if SHARED:
+        # A loop that goes round once, which the compiler does not know: it reads features from shared memory in the loop
+        # where they are used, and in front of it what it knows to be the same each time.
+        one = tl.full((), 1, tl.int32)
+        for _ in range(opaque(one, CASE)):
+            start = d_first + opaque(one, CASE) - 1
+            same = (start + tl.arange(0, BD))[:, None] == (d_first + tl.arange(0, BD))[None, :]
+            unit = tl.where(same, 1.0, 0.0).to(x[0].dtype)
+            for block in tl.static_range(BLOCKS):
+                d = start + block * BD + tl.arange(0, BD)
+                own = dot(unit, x[block], tl.full((BD, CASE.BM), 0.0, CASE.REAL), CASE)
+                store_gradient(grad_features, image, pixel, inside, d, g[block], own, along, inverse, label >= 0, CASE)
+    else:
+        for block in tl.static_range(BLOCKS):
+            d = d_first + block * BD + tl.arange(0, BD)
+            own = opaque(x[block], CASE)
+            store_gradient(grad_features, image, pixel, inside, d, g[block], own, along, inverse, label >= 0, CASE)
 
 
 @triton.jit

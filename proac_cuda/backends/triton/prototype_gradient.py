@@ -47,12 +47,14 @@ def prototype_gradient_kernel(
             inverse = tl.where(kept, inverse, 0.0)
         normaliser = inverse
         if CASE.PIXEL_ANCHOR:
-            normaliser = normaliser_of_pixels(x, features, anchors, image, pixel, inside, inverse * tau_inverse, CASE)
+            normaliser = normaliser_of_pixels(
+                x, features, anchors, image, pixel, inside, inverse * tau_inverse, False, CASE
+            )
         grown = ()
         for block in tl.static_range(CASE.BLOCKS):
             k = classes + block * KB
             if D <= CASE.DO:
-                total, _ = products(x, features, anchors, image, pixel, inside, k, CASE)
+                total, _ = products(x, features, anchors, image, pixel, inside, k, False, CASE)
                 similarity = total * (inverse * tau_inverse)[None, :]
             else:
                 similarity = s[block]

@@ -66,7 +66,7 @@ def forward_tiles(
         pixel_block, warps = (64, 4 if classes <= 32 else 8) if blocks <= 3 else (32, 8)
         return Tiles(_power_of_two(classes, 16, 32), pixel_block, 16, warps, 2, BLOCKS=blocks)
     if classes > 32:
-        return _many_classes(dtype, classes, architecture, more_options)
+        return _many_classes(dtype, classes, architecture)
     warps = 4
     if more_options and architecture == "sm_120":  # Triton 3.6 spills with 4
         warps = 8
@@ -75,22 +75,15 @@ def forward_tiles(
     return Tiles(_power_of_two(classes, 16, 32), 64, channel_block, warps, 2)
 
 
-def _many_classes(dtype: torch.dtype, classes: int, architecture: str, more_options: bool) -> Tiles:
+def _many_classes(dtype: torch.dtype, classes: int, architecture: str) -> Tiles:
     """Of `class_statistics` for more than 32 classes: blocks of 32, which take turns in registers after the products.
 
     Each tile of pixels reads all prototypes, from the cache: the more pixels, the better, until registers spill.
     """
-    if architecture == "sm_100" or (architecture == "sm_120" and dtype == torch.float32):
-        stages = 3 if architecture == "sm_100" else 2
-        if classes <= 128:
-            return Tiles(_power_of_two(classes, 64, 128), 32 if more_options else 64, 16, 8, 2)
-        if classes <= 192 and dtype != torch.float32 and not more_options:
-            return Tiles(64, 64, 16, 8, stages, BLOCKS=3)
-        return Tiles(128, 16 if more_options else 32, 16, 8, stages, BLOCKS=2)
     blocks = min(8, -(-classes // 32))
-    pixel_block = 128 if architecture in (*AMPERE, "sm_90") else 64
+    pixel_block = 128 if architecture in (*AMPERE, "sm_90", "sm_100") else 64
     if dtype == torch.float32:
-        pixel_block //= 2
+        pixel_block = 32 if architecture in ("sm_100", "sm_120") else pixel_block // 2  # Triton 3.9 spills with 64
     if blocks > 5:
         pixel_block //= 2
     return Tiles(32, pixel_block, 16, 8, 2, BLOCKS=blocks)
@@ -101,8 +94,9 @@ def backward_tiles(
 ) -> Tiles:
     """Of the feature gradient: DO = 0 for all classes at once, DO > 0 for blocks of classes one after the other.
 
-    KB < BM, so that Triton lays the warps along the pixels, 8 to a warp, and not along the classes. KEPT and DO are the
-    largest under which no register spills; a thread holds that many x BM / 256 features, and with DO as many sums.
+    KB < BM, so that Triton lays the warps along the pixels, and not along the classes. KEPT and DO are the largest under
+    which no register spills; a thread holds that many x BM / 256 features, and with DO as many sums. With DO 16-bit features
+    lie in shared memory, 32 to 64 KB, and sums alone in registers.
     """
     if architecture in FMA and dtype != torch.float64:
         return _gradient_without_tensor_cores(channels, classes)
@@ -112,26 +106,23 @@ def backward_tiles(
     if dtype == torch.float64:
         channel_block, warps, pixel_block = 16, 4, 32
         one_block, held = 16, 64
-    elif dtype == torch.float32 and architecture == "sm_120":
-        held = 128  # 8 bytes are spilled with 256
+    elif dtype == torch.float32 and (architecture == "sm_120" or (architecture == "sm_100" and classes > one_block)):
+        held = 128  # 8 to 24 bytes are spilled with 256
     if architecture == "interpreter":
         pixel_block = INTERPRETER_BM
-    tight = architecture == "sm_100" or (architecture == "sm_90" and more_options)
-    if tight and dtype == torch.float32 and classes > one_block:  # 8 to 40 bytes are spilled with 256
-        held = 128
     own = _power_of_two(channels, channel_block, held)
     sizes = {"BM": pixel_block, "BD": channel_block, "num_warps": warps, "num_stages": 1}
     if classes <= one_block:
         return Tiles(KB=_power_of_two(classes, 16, one_block), KEPT=own, **sizes)
     if channels > held and classes <= 256 and dtype != torch.float64:
+        if dtype == torch.float32 and architecture in ("sm_100", "sm_120"):
+            sizes["BD"] = 16  # 16 to 24 bytes are spilled with 32, at 40 classes
         return Tiles(KB=16 if dtype == torch.float32 else 32, KEPT=0, **sizes)
     held_prototypes = own  # or as much less as it takes that no register spills
     if dtype == torch.float32:
-        held_prototypes = 0 if more_options else own // 2
-    elif architecture == "sm_120" and more_options:
         held_prototypes = own // 2
-    elif architecture == "sm_100" and not more_options:
-        held_prototypes = min(own, 96)
+    elif dtype != torch.float64 and architecture in AMPERE and channels <= held:
+        sizes["BM"], held_prototypes = 128, min(own, 128)
     return Tiles(KB=16, DO=own, HELD=held_prototypes, **sizes)
 
 
