@@ -2,8 +2,8 @@
 
 As in :mod:`.backward`, but g grows over the blocks of classes, while a program holds the features of its tile from S to dx: up
 to D = DO each is read once, each gradient written once; HELD channels of a block of prototypes are read once for both products.
-16-bit features lie in shared memory meanwhile, and registers are for g. Triton puts there what nothing but products take,
-so that the features are used for dx as a product, too: with the unit matrix, which is exact.
+16-bit features lie in shared memory meanwhile (SHARED; not on AMD), and registers are for g. Triton puts there what nothing
+but products take, so that the features are used for dx as a product, too: with the unit matrix, which is exact.
 Beyond that a program makes DO channels of the gradient and streams the others through, once to find |x| and once for each
 block of classes; the programs that share a tile follow each other, so that it is found in the L2 cache.
 """
@@ -94,7 +94,7 @@ def gradient_by_classes_kernel(
     BD: tl.constexpr = CASE.BD
     BLOCKS: tl.constexpr = CASE.DO // BD
     SHARES: tl.constexpr = (CASE.D + CASE.DO - 1) // CASE.DO
-    SHARED: tl.constexpr = CASE.PARTS == 2 and SHARES == 1  # features in shared memory: 16-bit ones, all of a pixel's
+    SHARED: tl.constexpr = CASE.PARTS == 2 and SHARES == 1 and CASE.REGISTERS != "amd"
     tile = tl.program_id(0) // SHARES
     d_first = tl.program_id(0) % SHARES * CASE.DO
     image, pixel, index, inside = tile_of_pixels(tile, tiling, CASE.BM, CASE.INDEX)

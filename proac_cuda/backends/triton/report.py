@@ -71,7 +71,8 @@ def reports(architecture: str, dtype: torch.dtype, channels: int, classes: int, 
         if programs > 1:
             features = programs * (1 + (backward.DO + rows // backward.KB * channels) / channels)
             wide = programs * (channels + backward.DO)
-        numbers = _share(backward, backward.KB + 2 * backward.DO)
+        in_registers = parts == 1 or programs > 1  # the features; else they lie in shared memory
+        numbers = _share(backward, backward.KB + (1 + in_registers) * backward.DO)
         result.append(Report("gradient_by_classes", backward, features, prototype_reads(backward, rows, wide), numbers))
     else:
         kept = min(channels, backward.KEPT)

@@ -66,7 +66,7 @@ def forward_tiles(
         pixel_block, warps = (64, 4 if classes <= 32 else 8) if blocks <= 3 else (32, 8)
         return Tiles(_power_of_two(classes, 16, 32), pixel_block, 16, warps, 2, BLOCKS=blocks)
     if classes > 32:
-        return _many_classes(dtype, classes, architecture)
+        return _many_classes(dtype, classes, architecture, more_options)
     warps = 4
     if more_options and architecture == "sm_120":  # Triton 3.6 spills with 4
         warps = 8
@@ -75,15 +75,19 @@ def forward_tiles(
     return Tiles(_power_of_two(classes, 16, 32), 64, channel_block, warps, 2)
 
 
-def _many_classes(dtype: torch.dtype, classes: int, architecture: str) -> Tiles:
+def _many_classes(dtype: torch.dtype, classes: int, architecture: str, more_options: bool) -> Tiles:
     """Of `class_statistics` for more than 32 classes: blocks of 32, which take turns in registers after the products.
 
     Each tile of pixels reads all prototypes, from the cache: the more pixels, the better, until registers spill.
     """
+    if dtype == torch.float32 and architecture in ("sm_100", "sm_120"):  # blocks of 32: 16 bytes are spilled
+        if classes <= 128:
+            return Tiles(_power_of_two(classes, 64, 128), 32 if more_options else 64, 16, 8, 2)
+        return Tiles(128, 16 if more_options else 32, 16, 8, 3 if architecture == "sm_100" else 2, BLOCKS=2)
     blocks = min(8, -(-classes // 32))
     pixel_block = 128 if architecture in (*AMPERE, "sm_90", "sm_100") else 64
     if dtype == torch.float32:
-        pixel_block = 32 if architecture in ("sm_100", "sm_120") else pixel_block // 2  # Triton 3.9 spills with 64
+        pixel_block //= 2
     if blocks > 5:
         pixel_block //= 2
     return Tiles(32, pixel_block, 16, 8, 2, BLOCKS=blocks)
@@ -115,7 +119,7 @@ def backward_tiles(
     if classes <= one_block:
         return Tiles(KB=_power_of_two(classes, 16, one_block), KEPT=own, **sizes)
     if channels > held and classes <= 256 and dtype != torch.float64:
-        if dtype == torch.float32 and architecture in ("sm_100", "sm_120"):
+        if dtype == torch.float32 and architecture in ("sm_100", "sm_120") and classes <= 64:
             sizes["BD"] = 16  # 16 to 24 bytes are spilled with 32, at 40 classes
         return Tiles(KB=16 if dtype == torch.float32 else 32, KEPT=0, **sizes)
     held_prototypes = own  # or as much less as it takes that no register spills
