@@ -125,7 +125,9 @@ def backward_tiles(
     held_prototypes = own  # or as much less as it takes that no register spills
     if dtype == torch.float32:
         held_prototypes = own // 2
-    elif dtype != torch.float64 and architecture in AMPERE and channels <= held:
+    elif (
+        dtype != torch.float64 and architecture == "sm_80" and channels <= held
+    ):  # elsewhere 16 to 64 bytes are spilled
         sizes["BM"], held_prototypes = 128, min(own, 128)
     return Tiles(KB=16, DO=own, HELD=held_prototypes, **sizes)
 
