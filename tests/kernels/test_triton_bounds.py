@@ -73,7 +73,7 @@ FAULTS = [
     ("merge_statistics", "HARDEST_NEGATIVE * K + k, hardest, mask=k < K)", "HARDEST_NEGATIVE * K + k, hardest)"),
     ("loss", "s = tl.load(positive + index, mask=inside, other=0.0)", "s = tl.load(positive + index)"),
     ("forward", "top + tl.log(total), mask=inside)", "top + tl.log(total))"),
-    ("backward", "mask=(d < CASE.D)[:, None] & inside[None, :])", "mask=(d >= 0)[:, None] & inside[None, :])"),
+    ("backward", "mask=(d < CASE.D)[:, None] & inside[None, :],", "mask=(d >= 0)[:, None] & inside[None, :],"),
     ("prepare", "tl.store(norms + k, norm, mask=k < K)", "tl.store(norms + k, norm)"),
     (
         "loss",
