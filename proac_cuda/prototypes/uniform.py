@@ -105,10 +105,8 @@ def search_prototypes(
         named = arrangement(num_classes, embedding_dim)
         if named is not None:
             return _rotated(named.make(), embedding_dim, seed)
-        larger = shipped_arrangement(num_classes, embedding_dim)
-        if larger is None:
-            known = larger_arrangement(num_classes, embedding_dim)
-            larger = None if known is None else known.make()
+        first = shipped_arrangement(num_classes, embedding_dim)
+        larger = _larger(num_classes, embedding_dim) if first is None else first
         points = None if larger is None else larger[:num_classes]
         deadline = time.monotonic() + seconds
         title = (
@@ -177,10 +175,15 @@ def _searched(num_classes: int, embedding_dim: int) -> Tensor:
     return _known_codes[key]
 
 
+def _larger(num_classes: int, embedding_dim: int) -> Tensor | None:
+    """A known arrangement of somewhat more vectors, for a search to begin with."""
+    known = larger_arrangement(num_classes, embedding_dim)
+    return None if known is None else known.make()
+
+
 def _search(num_classes: int, embedding_dim: int) -> Tensor:
     lower_bound, _ = best_lower_bound(num_classes, embedding_dim)
-    known = larger_arrangement(num_classes, embedding_dim)
-    larger = None if known is None else known.make()
+    larger = _larger(num_classes, embedding_dim)
     seconds = search_plan(num_classes, embedding_dim).seconds
     title = (
         f"proac_cuda: searching for {num_classes} prototypes in {embedding_dim} dimensions (num_classes={num_classes}, "
