@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .stages.tracing import constant_while_tracing
 from .stages.validation import has_values, warn_once
 
 EPSILON = 1e-12  # a row of this norm or less has no direction
@@ -216,7 +217,7 @@ class KeepsInitialValues(nn.Module):
         return tensor
 
 
-@torch.compiler.assume_constant_result
+@constant_while_tracing
 def _look_while_tracing(key: int) -> bool:
     """A look at the real tensors while torch.compile traces, which takes no part in the graph."""
     module = _to_look_at.get(key)

@@ -32,6 +32,7 @@ for isa in ${PROAC_SANITIZE_ISA:-baseline avx2 avx512 amx}; do
     PROAC_CPU_ISA=$isa "$python" tests/fuzz.py --backend cpp --seconds "$fuzz" "$@"
     continue
   fi
-  PROAC_CPU_ISA=$isa "$python" -m pytest -q -p no:cacheprovider --backend cpp -k "not memory and not instruction_set" \
+  PROAC_CPU_ISA=$isa "$python" -m pytest -q -p no:cacheprovider --slow --backend cpp \
+    -k "not memory and not instruction_set and not sanitizers" \
     "$@" tests/kernels/test_cpp_kernels.py tests/kernels/test_against_oracle.py tests/api/test_behaviour.py
 done

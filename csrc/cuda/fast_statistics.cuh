@@ -51,7 +51,13 @@ template <class T, int kEights>
 __device__ __forceinline__ void sum_over_pixels(int num_classes, float to_log2,
                                                 const MyPixels<Shape<T, kEights>::kFragments>& mine,
                                                 const Accumulators<T, kEights>& s, WarpPart* parts) {
+  constexpr int kFragments = Shape<T, kEights>::kFragments;
   Lane my;
+  float shifted[kFragments][2];  // so that an exponent is one multiply-add
+#pragma unroll
+  for (int f = 0; f < kFragments; ++f)
+#pragma unroll
+    for (int j = 0; j < 2; ++j) shifted[f][j] = mine.log_weight[f][j] - to_log2;
 #pragma unroll
   for (int first = 0; first < kEights; first += 4) {
     if (first * 8 >= num_classes) break;
@@ -62,11 +68,10 @@ __device__ __forceinline__ void sum_over_pixels(int num_classes, float to_log2,
       int n = first + i / 2;
       if (n < kEights) {
 #pragma unroll
-        for (int f = 0; f < Shape<T, kEights>::kFragments; ++f)
+        for (int f = 0; f < kFragments; ++f)
 #pragma unroll
           for (int j = 0; j < 2; ++j)
-            v[i] +=
-                exp2_approx(fmaf(s[f][n < kEights ? n : 0][2 * j + i % 2], to_log2, mine.log_weight[f][j]) - to_log2);
+            v[i] += exp2_approx(fmaf(s[f][n < kEights ? n : 0][2 * j + i % 2], to_log2, shifted[f][j]));
       }
     }
     float sum = over_g(v, add);

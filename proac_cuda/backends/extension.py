@@ -6,11 +6,11 @@ import importlib.metadata
 import re
 import warnings
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from ..stages import autograd, ops
+from ..stages.tracing import constant_while_tracing
 
 NAMESPACE = "proac_cuda"  #: of its ops
 
@@ -79,12 +79,11 @@ def why_not_cuda(device: torch.device) -> str | None:
     """Why the compiled CUDA kernels cannot run on ``device``, or None."""
     if _load_error:
         return _load_error
-    reason: str | None = _why_not_device(device.index)
-    return reason
+    return _why_not_device(device.index)
 
 
-@torch.compiler.assume_constant_result  # the op that tells what was built returns no tensor
-def _why_not_device(index: int | None) -> Any:  # str or None; PyTorch's decorator is untyped
+@constant_while_tracing  # the op that tells what was built returns no tensor
+def _why_not_device(index: int | None) -> str | None:
     built = build_info()
     if "cuda" not in built:
         return "the extension was built without CUDA kernels"

@@ -121,6 +121,7 @@ def test_prototypes_searched_for_seconds(capsys, tmp_path, monkeypatch):
     assert load_prototypes("prototypes-11-4.pth").shape == (11, 4)
 
 
+@pytest.mark.slow
 def test_prototypes_interrupted_are_kept(tmp_path):
     """Ctrl-C, as a terminal sends it, in the middle of a search that would go on for an hour."""
     path = tmp_path / "kept.npy"

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
 import proac_cuda
+from proac_cuda.stages.tracing import constant_while_tracing
 
 OPTIONS = [
     {},
@@ -173,3 +176,21 @@ def test_dtensor_is_refused_with_the_remedy():
         proac_cuda.proac_loss(features, labels, prototypes)
     with pytest.raises(TypeError, match=r"prototypes.full_tensor\(\)"):
         proac_cuda.proac_loss(features.as_subclass(torch.Tensor), labels, prototypes.as_subclass(LooksLikeDTensor))
+
+
+def test_a_program_that_does_not_compile_never_waits_for_the_compiler():
+    """Importing torch._dynamo takes as long again as importing torch."""
+    program = (
+        "import sys, torch, proac_cuda\n"
+        "x = torch.randn(1, 4, 2, 2, requires_grad=True)\n"
+        "proac_cuda.ProACLoss(3, 4)(x, torch.zeros(1, 2, 2, dtype=torch.int64)).backward()\n"
+        "print('torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.split() == ["False"], done.stdout + done.stderr
+
+
+def test_a_constant_is_marked_as_pytorch_marks_it():
+    ours, theirs = (lambda: 1), (lambda: 1)
+    torch.compiler.assume_constant_result(theirs)
+    assert vars(constant_while_tracing(ours)) == vars(theirs) != {}

@@ -235,6 +235,7 @@ def test_groups_that_are_none(group):
         loss(dist.device_mesh.init_device_mesh("cpu", (1,)))
 
 
+@pytest.mark.slow
 def test_a_call_with_a_group_compiles(group):
     features, labels, prototypes = torch.randn(4, 8), torch.arange(4) % 3, torch.randn(3, 8)
 

@@ -9,6 +9,7 @@ import proac_cuda
 from proac_cuda import diagnostics
 
 
+@pytest.mark.slow
 def test_history_and_pictures(tmp_path):
     pytest.importorskip("matplotlib")
     history = diagnostics.History(["road", "sky", "tree"])

@@ -57,6 +57,7 @@ def test_bad_arguments():
         labels_read(labels.float(), (4, 4), 3)
 
 
+@pytest.mark.slow
 def test_shares_are_drawn_and_logged(tmp_path, monkeypatch):
     pyplot = pytest.importorskip("matplotlib.pyplot")
     labels = torch.zeros(2, 12, 12, dtype=torch.int64)
@@ -147,6 +148,7 @@ def test_where_upsampled_logits_put_the_features(stride):
     assert _centre_of(torch.stack(weights)) == pytest.approx(8 * stride + (stride - 1) / 2)
 
 
+@pytest.mark.slow
 def test_what_real_label_maps_lose():
     """The documentation's table, from a part of its label maps, and with strides that lose more the larger they are."""
     pytest.importorskip("scipy")

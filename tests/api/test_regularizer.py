@@ -286,6 +286,7 @@ def test_layer_within_a_reentrant_checkpoint():
         proac(labels)
 
 
+@pytest.mark.slow
 def test_wrapped_and_compiled_models():
     model, (images, labels) = Network(), batch()
     compiled = torch.compile(model, backend="eager", fullgraph=True)
@@ -311,6 +312,7 @@ def test_wrapped_and_compiled_models():
         proac.remove()
 
 
+@pytest.mark.slow
 def test_a_whole_step_compiles():
     model, (images, labels) = Network(), batch()
     proac = ProACRegularizer(model, "backbone", 5, embedding_dim=8)

@@ -88,7 +88,17 @@ def test_sampled_sets_equal_brute_force(backend, num_negatives):
     _compare(backend, case, torch.float64)
 
 
-@pytest.mark.parametrize("options", [{}, {"num_negatives": 4, "seed": 1}, {"pixel_anchor_weight": 1.0}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        *(
+            pytest.param(o, marks=pytest.mark.slow)
+            for o in ({"num_negatives": 4, "seed": 1}, {"pixel_anchor_weight": 1.0})
+        ),
+    ],
+    ids=str,
+)
 def test_gradcheck(backend, options):
     features, labels, prototypes, _ = Case("gradcheck", (2, 5, 3, 4), 4, labels=(7, 9)).tensors()
     weights = {

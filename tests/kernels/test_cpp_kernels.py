@@ -256,11 +256,13 @@ def test_each_instruction_set(isa: str) -> None:
     if isa == extension.build_info()["cpu"]:
         pytest.skip("it is what every other test runs")
     files = [str(TESTS / "kernels" / "test_against_oracle.py"), str(TESTS / "api" / "test_behaviour.py"), __file__]
-    options = ["-q", "--backend", "cpp", "-k", "not memory", "-p", "no:cacheprovider"]
+    chosen = "not memory and not instruction_set and not sanitizers"
+    options = ["-q", "--slow", "--backend", "cpp", "-k", chosen, "-p", "no:cacheprovider"]
     tests = _forced(isa, "-m", "pytest", *options, *files)
     assert tests.returncode == 0, tests.stdout[-3000:]
 
 
+@pytest.mark.slow
 def test_an_unknown_instruction_set_is_an_error() -> None:
     probe = _forced("sse9", "-c", "from proac_cuda.backends import extension; extension.build_info()")
     assert "RuntimeError" in probe.stderr and 'no kernels for "sse9"' in probe.stderr
@@ -284,6 +286,7 @@ print((peak() - before - x.numel() * 4) / (B * H * W))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize(
     "options", ["", "num_negatives=1000, seed=1", "num_negatives=10**6, seed=1, pixel_anchor_weight=1."]

@@ -30,7 +30,10 @@ def backward(case: dict[str, Any], features: bool = True, prototypes: bool = Tru
 
 @pytest.mark.parametrize("layout", ["planes", "channels_last", "slice"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("channels,num_classes,shared_kb", [(72, 19, 99), (33, 50, 227), (256, 150, 163), (7, 3, 227)])
+@pytest.mark.parametrize(
+    "channels,num_classes,shared_kb",
+    [(72, 19, 99), (33, 50, 227), pytest.param(256, 150, 163, marks=pytest.mark.slow), (7, 3, 227)],
+)
 def test_prototypes_gradient(dtype: torch.dtype, layout: str, channels: int, num_classes: int, shared_kb: int) -> None:
     """Several tiles to a block, prototypes that stay in shared memory and that pass through it, NaN where nobody looks."""
     kernels.module.set_options(shared_limit=shared_kb << 10, multiprocessors=1)
@@ -40,6 +43,7 @@ def test_prototypes_gradient(dtype: torch.dtype, layout: str, channels: int, num
     compare(case, alpha=0.3, learnable=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 def test_prototypes_gradient_does_not_depend_on_the_blocks(dtype: torch.dtype) -> None:
     case = make_case(dtype, 40, 19, spatial=(3000,), weights=True)

@@ -47,10 +47,15 @@ def test_pixel_counts(spatial: tuple[int, ...], batch: int) -> None:
     compare(make_case(torch.float32, 8, 3, spatial=spatial, batch=batch, layout="channels_last"))
 
 
-@pytest.mark.parametrize("first", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    "first", [0, 1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("layout", ["planes", "channels_last"])
 @pytest.mark.parametrize("dtype", TYPES[:3])
-@pytest.mark.parametrize("channels,num_classes,pixels", [(72, 19, 289), (70, 19, 130), (67, 40, 147), (33, 150, 300)])
+@pytest.mark.parametrize(
+    "channels,num_classes,pixels",
+    [(72, 19, 289), (70, 19, 130), (67, 40, 147), pytest.param(33, 150, 300, marks=pytest.mark.slow)],
+)
 def test_rows_that_begin_anywhere(
     dtype: torch.dtype, channels: int, num_classes: int, pixels: int, layout: str, first: int
 ) -> None:
@@ -79,7 +84,14 @@ LIMITS = [
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize(
     "channels,num_classes,pixels",
-    [(256, 19, 400), (256, 256, 70), (1024, 40, 70), (1000, 3, 40), (520, 64, 50), (1024, 200, 70)],
+    [
+        (256, 19, 400),
+        (1000, 3, 40),
+        *(
+            pytest.param(*size, marks=pytest.mark.slow)
+            for size in [(256, 256, 70), (1024, 40, 70), (520, 64, 50), (1024, 200, 70)]
+        ),
+    ],
 )
 def test_fast_tiles(
     dtype: torch.dtype, channels: int, num_classes: int, pixels: int, shared_limit: int, multiprocessors: int
@@ -147,6 +159,7 @@ def test_labels_are_read_as_interpolate_reads(size: tuple[int, ...], label_size:
     assert_reads_as_interpolate(kernels, size, label_size, mode)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 @given(sizes=st.lists(st.tuples(st.integers(1, 12), st.integers(1, 12)), min_size=1, max_size=3))
 @settings(max_examples=30, deadline=None, derandomize=True)
@@ -211,6 +224,7 @@ def test_ignore_index(ignore_index: int) -> None:
     compare(case, ignore_index=ignore_index)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order,seed", ORDERS)
 @pytest.mark.parametrize("dtype", TYPES)
 def test_thread_orders(dtype: torch.dtype, order: int, seed: int) -> None:
@@ -220,6 +234,7 @@ def test_thread_orders(dtype: torch.dtype, order: int, seed: int) -> None:
     compare(case, num_negatives=20, alpha=0.2, learnable=True)
 
 
+@pytest.mark.slow
 def test_repeated_runs_are_equal_to_the_bit() -> None:
     for dtype in TYPES:
         case = make_case(dtype, 40, 19, spatial=(300,), weights=True)
@@ -342,6 +357,7 @@ def test_under_sanitizers() -> None:
         "pytest",
         "-q",
         "-x",
+        "--slow",
         "-p",
         "no:cacheprovider",
         "-k",

@@ -11,6 +11,7 @@ if PATH is None or None in map(nvcc_facts.find_tool, ("cuobjdump", "nvdisasm")) 
     pytest.skip(
         "no extension with CUDA kernels in the source tree, or no cuobjdump or nvdisasm", allow_module_level=True
     )
+pytestmark = pytest.mark.slow  # every kernel is disassembled
 
 
 @pytest.fixture(scope="module")

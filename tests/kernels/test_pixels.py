@@ -79,6 +79,7 @@ def test_nearest_rule_at_whole_strides(mode, size, factor):
     assert torch.equal(index, torch.arange(size) * factor + middle)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("label_size, feature_size", [(2**23, 2**22), (2**23 - 1, 5_000_011), (3_000_017, 2**23 - 1)])
 def test_nearest_rule_of_large_axes(mode, label_size, feature_size):

@@ -44,12 +44,8 @@ def _check(cells, jobs=1):
     assert not wrong, "\n".join(map(str, wrong))
 
 
-SMALL = ("sm_75", "sm_86", "sm_89")  # as sm_80, and less shared memory; sm_75 without tensor cores
-
-
-@pytest.mark.parametrize(
-    "architecture", [pytest.param(a, marks=[pytest.mark.slow] * (a in SMALL)) for a in compiled_facts.ARCHITECTURES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", compiled_facts.ARCHITECTURES)
 def test_no_spills(architecture):
     _check([Cell(architecture, "float16" if architecture in tiles.FMA else "bfloat16", 19)])
 
@@ -162,6 +158,7 @@ def test_ptx_gives_right_results_and_touches_each_sector_once(dtype, layout, cla
     assert len(simulator.counters) == 5 + 2, "launches: forward 5 stage by stage, backward 2"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_ptx_forward_is_four_launches_and_equal_to_the_stages(reduction):
     """Three blocks of classes, several chunks: the last program to arrive merges them."""

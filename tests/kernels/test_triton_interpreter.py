@@ -39,6 +39,7 @@ def test_the_suite_in_the_interpreter(file):
         "pytest",
         "-q",
         "-x",
+        "--slow",
         "-p",
         "triton_interpreter",
         "--backend",
@@ -66,6 +67,7 @@ def test_cpu_tensors_without_the_interpreter():
         proac_cuda.proac_loss(*arguments, backend="triton")
 
 
+@pytest.mark.slow
 def test_imports_without_triton():
     """A machine without Triton: the package imports, and the backend says what is missing."""
     script = (
@@ -89,6 +91,7 @@ def test_gpus_too_old(capability, runs):
     assert reason is None if runs else "7.5 or higher, not 7." in reason and 'backend="reference"' in reason
 
 
+@pytest.mark.slow
 def test_importing_the_package_imports_no_kernels():
     script = "import sys, proac_cuda; print(any(m.startswith('proac_cuda.backends.triton.') for m in sys.modules))"
     done = subprocess.run(

@@ -232,6 +232,7 @@ def test_cuda_kernels_are_not_chosen_by_a_pytorch_without_cuda(monkeypatch):
     assert extension.why_not_cuda(torch.device("cuda")) == "this PyTorch was built without CUDA"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not LIBRARIES, reason="the compiled extension is not built in this folder")
 def test_a_source_folder_that_hides_the_installed_build_is_named(tmp_path):
     """As `pip install .` leaves it, and Python started in the clone."""

@@ -108,6 +108,7 @@ def test_the_page_draws_and_answers(width, theme, tmp_path):
     assert seen["read"] == sorted(seen["read"]) and seen["read"][-1] == 100
 
 
+@pytest.mark.slow
 def test_prototypes_of_the_page_are_as_good_as_the_best_known():
     rows = re.findall(r"^  (\d+): (\[.*\]),$", (PAGE / "prototypes.js").read_text(), re.MULTILINE)
     assert [int(k) for k, _ in rows] == list(range(3, 13))

@@ -183,6 +183,7 @@ def test_last(): pass
 """
 
 
+@pytest.mark.slow
 def test_tests_after_a_lost_context_run_in_a_fresh_process(suite):
     status, found = suite(LOSES)
     assert status == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pytest
 import torch
 
@@ -10,6 +12,10 @@ from proac_cuda.prototypes.bounds import best_lower_bound
 from prototype_checks import TABLE_ROUNDING, off_diagonal
 
 NAMED = sorted(arrangements.named_sizes())
+
+
+def large_ones_slow(sizes: Iterable[tuple[int, int]]) -> list:
+    return [pytest.param(*size, marks=[pytest.mark.slow] * (size[0] > 60)) for size in sizes]
 
 
 SHIPPED = sorted(tuple(map(int, name.split("-"))) for name in known._shipped_names())
@@ -27,7 +33,7 @@ REACHED = {
 }
 
 
-@pytest.mark.parametrize(("num_classes", "dimension"), NAMED)
+@pytest.mark.parametrize(("num_classes", "dimension"), large_ones_slow(NAMED))
 def test_named_arrangements_are_what_is_published(num_classes: int, dimension: int) -> None:
     rows = uniform_prototypes(num_classes, dimension, dtype=torch.float64)
     found = prototype_certificate(rows)
@@ -54,7 +60,7 @@ def test_shipped_coordinates_are_as_good_as_published(num_classes: int, dimensio
         assert descent.largest_cosine(rows) <= known.best_known(num_classes, dimension).cosine + 1e-5
 
 
-@pytest.mark.parametrize(("num_classes", "dimension"), known.known_sizes())
+@pytest.mark.parametrize(("num_classes", "dimension"), large_ones_slow(known.known_sizes()))
 def test_no_proven_optimum_is_beaten_and_no_bound_exceeds_what_is_published(num_classes: int, dimension: int) -> None:
     value = known.best_known(num_classes, dimension)
     assert best_lower_bound(num_classes, dimension)[0] <= value.cosine + TABLE_ROUNDING
@@ -81,7 +87,7 @@ def test_part_of_a_known_arrangement_is_taken_without_a_search(
     assert found.largest_cosine <= found.best_known + TABLE_ROUNDING
 
 
-@pytest.mark.parametrize(("num_classes", "dimension"), known.known_sizes())
+@pytest.mark.parametrize(("num_classes", "dimension"), large_ones_slow(known.known_sizes()))
 def test_no_search_is_for_what_a_part_of_a_known_arrangement_is_as_good_as(num_classes: int, dimension: int) -> None:
     """Nor is a part taken where something better is published."""
     published = known.best_known(num_classes, dimension).cosine

@@ -13,6 +13,7 @@ from proac_cuda.prototypes.bounds import best_lower_bound
 from prototype_checks import CODES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("num_classes", "dimension", "value"),
     # where a polynomial of higher degree than Levenshtein's is better: 24-cell, 600-cell (exactly its cosine), kissing in R^6

@@ -120,6 +120,7 @@ def test_work_depends_on_the_size_only_and_is_bounded() -> None:
     assert all(search.search_plan(size, 24).seconds <= 100 for size in (10, 60, 150, 300))
 
 
+@pytest.mark.slow
 def test_a_short_plan_already_gives_a_valid_arrangement() -> None:
     plan = search.SearchPlan(1, 1, 5, 4.0)
     found = list(search.search(400, 4, plan=plan))
@@ -139,6 +140,7 @@ def test_a_search_never_ends_above_the_larger_arrangement_that_it_knows() -> Non
     assert last.cosine <= descent.largest_cosine(larger) + 1e-15
 
 
+@pytest.mark.slow
 def test_a_search_that_finds_nothing_better_than_a_part_of_a_known_arrangement_ends_early() -> None:
     """One round of each kind, of the many that the plan has."""
     plan = dataclasses.replace(SHORT_PLAN, rounds=1000)
@@ -187,6 +189,7 @@ def test_a_search_says_what_it_does(
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("short_searches")
 def test_an_interrupted_search_keeps_its_best(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[float] = []

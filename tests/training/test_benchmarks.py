@@ -357,6 +357,7 @@ def test_memory_of_a_fresh_process():
 # --- running, tables, comparisons
 
 
+@pytest.mark.slow
 def test_what_cannot_run_is_listed_with_its_reason():
     said = []
     plan = dataclasses.replace(PLANS["tiny"](), slowest=1e-12)
@@ -376,6 +377,7 @@ def test_what_cannot_run_is_listed_with_its_reason():
     assert timed | reasons.keys() == everything and not timed & reasons.keys()
 
 
+@pytest.mark.slow
 def test_a_peer_whose_own_imports_fail_is_left_out(monkeypatch):
     """It is installed, and what it needs is not."""
 
@@ -447,6 +449,7 @@ def tiny(tmp_path_factory) -> Path:
     return folder / "cpu.json"
 
 
+@pytest.mark.slow
 def test_command_line_end_to_end(tiny):
     results = Results.read(tiny)
     for key in ("cpu", "cpu_flags", "torch", "commit", "threads"):
@@ -472,6 +475,7 @@ def test_command_line_end_to_end(tiny):
         assert tiny.with_name(f"cpu_{picture}.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_markdown_and_its_check(tiny, tmp_path, capsys):
     page = table.Page(tmp_path / "speed.md", "benchmarks", table.markdown)
     page.path.write_text("before\n<!-- benchmarks:begin -->\nold\n<!-- benchmarks:end -->\nafter\n")
@@ -509,6 +513,7 @@ def test_ratios():
     assert found["forward / (forward + backward), K = 19"].value == 0.25
 
 
+@pytest.mark.slow
 def test_comparison_finds_what_moved_beyond_the_noise(tiny, tmp_path):
     old = json.loads(tiny.read_text())
     new = copy.deepcopy(old)

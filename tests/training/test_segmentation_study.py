@@ -190,7 +190,10 @@ EVERYTHING = replace(
 )
 
 
-@pytest.mark.parametrize("config", [TINY, EVERYTHING], ids=["cross-entropy", "everything"])
+@pytest.mark.parametrize(
+    "config",
+    [pytest.param(TINY, id="cross-entropy"), pytest.param(EVERYTHING, id="everything", marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize("stop", [1, 3, 7])
 def test_an_interrupted_run_comes_to_the_same_end(config, stop, tmp_path):
     data, target = toy_splits(), toy_splits(1).train
@@ -285,6 +288,7 @@ def toy_log(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_every_run_is_written_once(toy_log):
     runs = read_runs(toy_log / "runs.jsonl")
     assert [(run["seed"], run["arm"]) for run in runs] == [(seed, arm.name) for seed in (0, 1) for arm in TOY_ARMS]
@@ -299,11 +303,13 @@ def test_every_run_is_written_once(toy_log):
     assert not list((toy_log / "checkpoints").glob("*.pt"))
 
 
+@pytest.mark.slow
 def test_another_configuration_asks_for_another_folder(toy_log):
     with pytest.raises(DataError, match="cross_entropy-seed0 with another configuration"):
         toy_study(toy_log, replace(TINY, iterations=5))
 
 
+@pytest.mark.slow
 def test_a_line_cut_short_is_run_again(toy_log, tmp_path):
     log = tmp_path / "runs.jsonl"
     whole = (toy_log / "runs.jsonl").read_bytes()
@@ -338,6 +344,7 @@ def test_intervals_by_hand():
     assert estimate([5.0]).interval(2) == "+5.00" and found.interval(sign="±") == "+2.0 ± 2.5"
 
 
+@pytest.mark.slow
 def test_report_of_a_small_study(toy_log, capsys):
     assert command_line.main(["report", "--runs", str(toy_log), "--output", str(toy_log / "report")]) == 0
     text = (toy_log / "report" / "report.md").read_text()
