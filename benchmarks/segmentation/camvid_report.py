@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from .camvid import CLASS_NAMES, RARE
-from .camvid_study import ARMS, BASELINE
+from .camvid_study import ARMS, BASELINE, SEEDS
 from .figures import difference_lines, draw_all
 from .intervals import Estimate, estimate, paired
 from .markdown import markdown_table
@@ -90,12 +90,15 @@ def _part(part: str, found: pd.DataFrame, compared: dict[str, dict[str, Estimate
     head = ["loss", "seeds", f"{where} mIoU", "against CE", "verdict", "rare classes", "against CE"]
     head += [] if part == "choices" else ["validation, against CE"]
     missing = [] if compared else ["Not compared yet: cross-entropy is of the part main, which has no run.", ""]
+    planned = len(ARMS[part]) * len(SEEDS[part])
+    if len(found) < planned:
+        missing += [f"Not finished, and nothing follows from it yet: {len(found)} of {planned} runs.", ""]
     return [
         f"## {part}",
         "",
+        *missing,
         markdown_table(head, rows, "---:"),
         "",
-        *missing,
         "IoU of every class:",
         "",
         markdown_table(["loss", *CLASS_NAMES], classes, "---:"),

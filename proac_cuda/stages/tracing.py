@@ -1,4 +1,4 @@
-"""What torch.compile is told of a function, without importing it: it would take as long again as PyTorch itself."""
+"""What torch.compile is told of a function, without importing it: that takes nearly as long as PyTorch itself."""
 
 from __future__ import annotations
 

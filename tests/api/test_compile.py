@@ -179,7 +179,7 @@ def test_dtensor_is_refused_with_the_remedy():
 
 
 def test_a_program_that_does_not_compile_never_waits_for_the_compiler():
-    """Importing torch._dynamo takes as long again as importing torch."""
+    """Importing torch._dynamo takes nearly as long as importing torch."""
     program = (
         "import sys, torch, proac_cuda\n"
         "x = torch.randn(1, 4, 2, 2, requires_grad=True)\n"

@@ -94,7 +94,8 @@ def test_a_small_study_is_run_by_two_processes_and_reported(root, tmp_path, caps
     mean = sum(pairs) / 2
     (line,) = (line for line in text.splitlines() if line.startswith("| + 0.1 ProAC | 2 |"))
     assert f"| {mean:+.2f} +- " in line
-    assert "## choices\n\n| loss | seeds | validation mIoU |" in text and "ProAC, nearest-exact" in text
+    assert "runs.\n\n| loss | seeds | validation mIoU |" in text and "ProAC, nearest-exact" in text
+    assert "yet: 4 of 24 runs." in text and "yet: 13 of 52 runs." in text
     with pytest.raises(SystemExit):
         main(["camvid"])
     assert "--root" in capsys.readouterr().err
