@@ -90,9 +90,10 @@ def _part(part: str, found: pd.DataFrame, compared: dict[str, dict[str, Estimate
     head = ["loss", "seeds", f"{where} mIoU", "against CE", "verdict", "rare classes", "against CE"]
     head += [] if part == "choices" else ["validation, against CE"]
     missing = [] if compared else ["Not compared yet: cross-entropy is of the part main, which has no run.", ""]
-    planned = len(ARMS[part]) * len(SEEDS[part])
-    if len(found) < planned:
-        missing += [f"Not finished, and nothing follows from it yet: {len(found)} of {planned} runs.", ""]
+    planned = {(arm.title, seed) for arm in ARMS[part] for seed in SEEDS[part]}
+    done = planned.intersection(found.index)
+    if done != planned:
+        missing += [f"Not finished, and nothing follows from it yet: {len(done)} of {len(planned)} runs.", ""]
     return [
         f"## {part}",
         "",

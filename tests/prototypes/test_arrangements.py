@@ -14,10 +14,6 @@ from prototype_checks import TABLE_ROUNDING, off_diagonal
 NAMED = sorted(arrangements.named_sizes())
 
 
-def large_ones_slow(sizes: Iterable[tuple[int, int]]) -> list:
-    return [pytest.param(*size, marks=[pytest.mark.slow] * (size[0] > 60)) for size in sizes]
-
-
 SHIPPED = sorted(tuple(map(int, name.split("-"))) for name in known._shipped_names())
 
 
@@ -31,6 +27,11 @@ REACHED = {
     (77, 15): 0.1682747,
     (150, 64): 0.0331298,
 }
+
+
+def large_ones_slow(sizes: Iterable[tuple[int, int]]) -> list:
+    """Parameters of which those of more than 60 vectors, whose bounds take a second, are slow."""
+    return [pytest.param(*size, marks=[pytest.mark.slow] * (size[0] > 60)) for size in sizes]
 
 
 @pytest.mark.parametrize(("num_classes", "dimension"), large_ones_slow(NAMED))
@@ -87,7 +88,7 @@ def test_part_of_a_known_arrangement_is_taken_without_a_search(
     assert found.largest_cosine <= found.best_known + TABLE_ROUNDING
 
 
-@pytest.mark.parametrize(("num_classes", "dimension"), large_ones_slow(known.known_sizes()))
+@pytest.mark.parametrize(("num_classes", "dimension"), known.known_sizes())
 def test_no_search_is_for_what_a_part_of_a_known_arrangement_is_as_good_as(num_classes: int, dimension: int) -> None:
     """Nor is a part taken where something better is published."""
     published = known.best_known(num_classes, dimension).cosine

@@ -94,8 +94,10 @@ def test_a_small_study_is_run_by_two_processes_and_reported(root, tmp_path, caps
     mean = sum(pairs) / 2
     (line,) = (line for line in text.splitlines() if line.startswith("| + 0.1 ProAC | 2 |"))
     assert f"| {mean:+.2f} +- " in line
-    assert "runs.\n\n| loss | seeds | validation mIoU |" in text and "ProAC, nearest-exact" in text
-    assert "yet: 4 of 24 runs." in text and "yet: 13 of 52 runs." in text
+    unfinished = "Not finished, and nothing follows from it yet:"
+    assert f"## choices\n\n{unfinished} 13 of 52 runs.\n\n| loss | seeds | validation mIoU |" in text
+    assert "ProAC, nearest-exact" in text
+    assert f"## main\n\n{unfinished} 0 of 24 runs.\n\n" in text, "seeds 1 and 2 are not the protocol's"
     with pytest.raises(SystemExit):
         main(["camvid"])
     assert "--root" in capsys.readouterr().err
