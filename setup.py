@@ -40,7 +40,7 @@ ISA_FLAGS = {
     "csrc/cpu/isa_baseline.cpp": [],
     "csrc/cpu/isa_avx2.cpp": ["-mavx2", "-mfma", "-mf16c"],
     "csrc/cpu/isa_avx512.cpp": AVX512_FLAGS,
-    "csrc/cpu/isa_amx.cpp": [*AVX512_FLAGS, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"],
+    "csrc/cpu/isa_amx.cpp": [*AVX512_FLAGS, "-mavx512bf16", "-mamx-tile", "-mamx-bf16", "-mamx-int8"],
 }
 CUDA_ARCHITECTURES = (80, 90, 100, 120)  # those of them that nvcc knows
 OLDEST_TORCH = (2, 10)

@@ -1,5 +1,5 @@
-// The prologue over K-vectors: unit prototypes in the orders the kernels read, sorted thresholds, scales of the gradient.
-// Computed once for each call, in double.
+// The prologue over K-vectors: unit prototypes in the orders the kernels read, sorted thresholds, scales of the
+// gradient. Computed once for each call, in double.
 #pragma once
 
 #include <algorithm>
@@ -28,24 +28,83 @@ inline float bfloat16_value(uint16_t bits) {
   return value;
 }
 
+// A left factor of the tile unit.
+struct SplitRows {
+  struct alignas(64) TileRow {  // a cache line: a row that lies across two takes twice as long to load
+    int8_t bytes[64];
+  };
+  std::vector<TileRow> tiles;
+  std::vector<float> unit;
+
+  SplitRows() = default;
+
+  // Row r, term n is values[r * row_stride + n * stride]. Digits of 8 bits where features have three parts, else
+  // bfloat16 pairs.
+  SplitRows(const double* values, int64_t rows, int64_t length, int64_t row_stride, int64_t stride, bool digits)
+      : unit(rows) {
+    const int parts = digits ? 3 : 2, bytes = digits ? 1 : 2;
+    const int64_t strip = tile_strip(length, parts);
+    tiles.resize((rows + kTileRows - 1) / kTileRows * strip * kTileRows);
+    for (int64_t r = 0; r < rows; ++r) {
+      const double* row = values + r * row_stride;
+      int8_t* begin = tiles[r / kTileRows * strip * kTileRows + r % kTileRows].bytes;
+      const auto at = [&](int64_t n) { return begin + n * bytes / 64 * parts * kTileBytes + n * bytes % 64; };
+      digits ? put_digits(row, length, stride, at, &unit[r]) : put_pairs(row, length, stride, at);
+    }
+  }
+
+  TileRows view() const { return {tiles.data()->bytes, unit.data()}; }
+
+ private:
+  template <class At>
+  static void put_pairs(const double* row, int64_t length, int64_t stride, At at) {
+    for (int64_t n = 0; n < length; ++n) {
+      const float value = static_cast<float>(row[n * stride]);
+      const uint16_t high = bfloat16_bits(value), low = bfloat16_bits(value - bfloat16_value(high));
+      std::memcpy(at(n), &high, 2);
+      std::memcpy(at(n) + kTileBytes, &low, 2);
+    }
+  }
+
+  // Units and digits as tile_digits.h has them; the unit takes the 2^16 by which products of the first digits are too
+  // small.
+  template <class At>
+  static void put_digits(const double* row, int64_t length, int64_t stride, At at, float* unit) {
+    double top = 0;
+    bool finite = true;
+    for (int64_t n = 0; n < length; ++n) {
+      top = std::max(top, std::fabs(row[n * stride]));
+      finite = finite && std::isfinite(row[n * stride]);
+    }
+    int exponent;
+    std::frexp(top * (1 + 0x1p-7), &exponent);
+    *unit = finite ? static_cast<float>(std::ldexp(0x1p16, exponent - 23)) : std::nanf("");
+    for (int64_t n = 0; finite && n < length; ++n) {
+      const auto whole = static_cast<uint32_t>(std::lrint(std::ldexp(row[n * stride], 23 - exponent)));
+      const uint32_t bytes = (whole + 0x808080u) ^ 0x808080u;
+      for (int digit = 0; digit < 3; ++digit)
+        at(n)[digit * kTileBytes] = static_cast<int8_t>(bytes >> (16 - 8 * digit));
+    }
+  }
+};
+
 // Equation (1) for the prototypes, (K, D).
 template <class T>
 struct Anchors {
   int64_t classes, channels;
   std::vector<double> unit, norm;  // (K, D), (K,)
   std::vector<T> by_class, by_channel, transposed;
-  std::vector<uint16_t> class_tiles, channel_tiles;
-  int pixel_parts;
+  SplitRows class_tiles, channel_tiles;
+  TileUse tile_use;
 
-  // `parts` is 0 where the tile unit is not used, else into how many bfloat16 numbers a feature is split.
-  Anchors(const T* prototypes, int64_t num_classes, int64_t num_channels, bool need_transposed, int parts)
+  Anchors(const T* prototypes, int64_t num_classes, int64_t num_channels, bool need_transposed, TileUse use)
       : classes(num_classes),
         channels(num_channels),
         unit(classes * channels),
         norm(classes),
         by_class(classes * channels),
         by_channel(classes * channels),
-        pixel_parts(parts) {
+        tile_use(use) {
     for (int64_t k = 0; k < classes; ++k) {
       const T* p = prototypes + k * channels;
       double largest = 0, sum = 0;
@@ -61,9 +120,9 @@ struct Anchors {
     }
     pack(classes, channels, channels, 1, by_class.data());
     pack(channels, classes, 1, channels, by_channel.data());
-    if (pixel_parts) {
-      class_tiles = split(classes, channels, channels, 1);
-      channel_tiles = split(channels, classes, 1, channels);
+    if (const int parts = tile_use.pixel_parts) {
+      class_tiles = SplitRows(unit.data(), classes, channels, channels, 1, parts == 3);
+      channel_tiles = SplitRows(unit.data(), channels, classes, 1, channels, parts == 3);
     }
     if (need_transposed) {
       transposed.resize(classes * channels);
@@ -74,8 +133,7 @@ struct Anchors {
   }
 
   AnchorView view() const {
-    return {by_class.data(),    by_channel.data(),    transposed.data(),
-            class_tiles.data(), channel_tiles.data(), pixel_parts};
+    return {by_class.data(), by_channel.data(), transposed.data(), class_tiles.view(), channel_tiles.view(), tile_use};
   }
 
  private:
@@ -88,22 +146,6 @@ struct Anchors {
         for (int64_t r = begin; r < end; ++r) *out++ = static_cast<T>(unit[r * row_stride + n * stride]);
       }
     }
-  }
-
-  // A left factor of the tile unit, as AnchorView has it: each value as the sum of two bfloat16 numbers.
-  std::vector<uint16_t> split(int64_t rows, int64_t length, int64_t row_stride, int64_t stride) const {
-    const int64_t steps = tile_steps(length), tile = int64_t{kTileRows} * kTileStep;
-    std::vector<uint16_t> tiles((rows + kTileRows - 1) / kTileRows * steps * 2 * tile);
-    for (int64_t r = 0; r < rows; ++r) {
-      for (int64_t n = 0; n < length; ++n) {
-        const float value = static_cast<float>(unit[r * row_stride + n * stride]);
-        uint16_t* at = tiles.data() + (r / kTileRows * steps + n / kTileStep) * 2 * tile + r % kTileRows * kTileStep +
-                       n % kTileStep;
-        at[0] = bfloat16_bits(value);
-        at[tile] = bfloat16_bits(value - bfloat16_value(at[0]));
-      }
-    }
-    return tiles;
   }
 };
 

@@ -25,12 +25,14 @@ bool has_f16c() {
   return __get_cpuid(1, &a, &b, &c, &d) && (c >> 29 & 1);
 }
 
-// AMX for bfloat16, with AVX-512's conversions to it. Linux gives a process the registers, 8 KiB a thread, on request only.
+// AMX for bfloat16 and whole numbers, with AVX-512's conversions to the former. Linux gives a process the registers, 8
+// KiB a thread, on request only.
 bool has_tile_unit() {
 #if defined(__linux__)
   unsigned a, b, c, d;
-  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d >> 22 & d >> 24 & 1) == 0) return false;  // AMX-BF16, AMX-TILE
-  if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || (a >> 5 & 1) == 0) return false;             // AVX512-BF16
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d >> 22 & d >> 24 & d >> 25 & 1) == 0)
+    return false;                                                                   // AMX-BF16, -TILE, -INT8
+  if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || (a >> 5 & 1) == 0) return false;  // AVX512-BF16
   constexpr long request_permission = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
   return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
 #else

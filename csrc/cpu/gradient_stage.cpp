@@ -77,7 +77,7 @@ std::tuple<Tensor, Tensor> loss_gradients_of(const Tensor& features, const Pixel
   const int64_t padded = (classes + kClassPad - 1) / kClassPad * kClassPad;
   const ChunkPlan plan(pixels.view.total, options.prototypes_need_grad ? 32 : 64);  // half as many, of doubles
   const Anchors<T> anchors(data<T>(prototypes), classes, channels, thresholds.has_value(),
-                           pixel_parts(kernels, features));
+                           tile_use(kernels, features, classes, thresholds.has_value(), options.prototypes_need_grad));
 
   GradientCall call{};
   STD_TORCH_CHECK(view_features(features, &call.features), "proac_cuda: the features' spatial axes do not collapse");

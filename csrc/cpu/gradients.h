@@ -129,8 +129,8 @@ PROAC_INLINE void gradient_scale(const PixelScale<T>& scale, const T* dot, doubl
 }
 
 // dL/dS of a whole tile, [K][kTile] in work.s, and what the last step of equation (11) needs beside it.
-template <class T>
-static void dense_gradient(const GradientCall& call, const Workspace& work, const PixelTile<T>& tile, const T* x,
+template <class T, class X>
+static void dense_gradient(const GradientCall& call, const Workspace& work, const PixelTile<T>& tile, const X& x,
                            const PixelScale<T>& scale, GradientScale<T>* last) {
   const int64_t classes = call.pixels.num_classes;
   T* s = static_cast<T*>(work.s);
@@ -188,10 +188,11 @@ template <class F, class T>
 static void write_sampled(const GradientCall& call, const Workspace& work, SampledTile<T>* sampled) {
   const FeatureView& view = call.gradient;
   T* x = sampled->x;
+  const PixelFloats<T> pixels{x};
   GradientScale<T> last;
-  dense_gradient<T>(call, work, sampled->tile, x, sampled->scale, &last);
-  gradient_rows<T, T, false>(call.anchors, call.pixels.num_classes, view.channels, static_cast<T*>(work.s), x,
-                             last.along, last.back, sampled->scale.inverse_norm, work.pairs, x, kTile);
+  dense_gradient<T>(call, work, sampled->tile, pixels, sampled->scale, &last);
+  gradient_rows<T, T, false>(call.anchors, call.pixels.num_classes, view.channels, static_cast<T*>(work.s), pixels,
+                             last.along, last.back, sampled->scale.inverse_norm, work.tiles, x, kTile);
   for (int i = 0; i < sampled->tile.kept; ++i) {
     F* out = static_cast<F*>(view.data) + sampled->index[i] / view.pixels * view.batch_stride +
              sampled->index[i] % view.pixels * view.pixel_stride;
@@ -201,58 +202,69 @@ static void write_sampled(const GradientCall& call, const Workspace& work, Sampl
   sampled->clear();
 }
 
-// Stage (iii) for the pixels of one chunk.
-template <class F>
-static void loss_gradients(const GradientCall& call, Range range, int64_t chunk, const Workspace& work) {
+// Stage (iii) for the pixels of one chunk, which are packed into x.
+template <class F, class X>
+static void loss_gradients_in(const X& x, const GradientCall& call, Range range, int64_t chunk, const Workspace& work) {
   using T = Compute<F>;
   const FeatureView& view = call.gradient;
   const int64_t classes = call.pixels.num_classes, channels = call.features.channels;
   const int64_t padded = padded_classes(classes);
-  T *x = static_cast<T*>(work.x), *s = static_cast<T*>(work.s);
+  T *gradient = static_cast<T*>(work.x), *s = static_cast<T*>(work.s);  // the gradient takes the floats' place
   PixelTile<T> tile;
   PixelScale<T> scale;
   GradientScale<T> last;
-  const TileUnit tile_unit(call.anchors.pixel_parts);
+  const TileUnit tile_unit(call.anchors.tile_use.pixel_parts);
   SampledTile<T> sampled(call.sample, call.pixels, channels, work, call.pixel_anchor || call.anchor_gradient);
   for (int64_t first = range.begin; first < range.end; first += kTile) {
     const int64_t left = range.end - first;
     read_pixels<T>(call.pixels, first, left < kTile ? static_cast<int>(left) : kTile, &tile, nullptr);
     if (tile.kept == 0) {
       if (!view.data) continue;
-      memset(x, 0, sizeof(T) * channels * kTile);
-      unpack_tile<F, T>(view, tile, x);
+      memset(gradient, 0, sizeof(T) * channels * kTile);
+      unpack_tile<F, T>(view, tile, gradient);
       continue;
     }
-    pack_tile<F, T>(call.features, tile, x, &scale);
+    pack_tile<F>(call.features, tile, x, &scale);
     const int members = call.sample.rank ? read_levels<T>(call.sample, classes, &tile) : 0;
-    if (sampled.wants(members)) {
-      if (sampled.full(members)) write_sampled<F, T>(call, work, &sampled);
-      sampled.append(tile, x, scale, classes);
-      own_rows<T>(call, tile, x, scale);
-      unpack_tile<F, T>(view, tile, x);
-      continue;
+    if constexpr (!kIsPairs<X>) {
+      if (sampled.wants(members)) {
+        if (sampled.full(members)) write_sampled<F, T>(call, work, &sampled);
+        sampled.append(tile, x.data, scale, classes);
+        own_rows<T>(call, tile, x.data, scale);
+        unpack_tile<F, T>(view, tile, gradient);
+        continue;
+      }
     }
     dense_gradient<T>(call, work, tile, x, scale, &last);
-    if (call.anchor_gradient) {
-      add_anchor_gradient<T>(call, x, scale, s, static_cast<T*>(work.transposed_s),
-                             call.anchor_gradient + chunk * channels * padded);
+    if constexpr (!kIsPairs<X>) {
+      if (call.anchor_gradient) {
+        add_anchor_gradient<T>(call, x.data, scale, s, static_cast<T*>(work.transposed_s),
+                               call.anchor_gradient + chunk * channels * padded);
+      }
     }
     if (!view.data) continue;
     const int64_t image = first / view.pixels, pixel = first % view.pixels;
     if (view.pixel_stride == 1 && pixel + kTile <= view.pixels) {
       F* out = static_cast<F*>(view.data) + image * view.batch_stride + pixel;
       const bool aligned = (reinterpret_cast<uintptr_t>(out) | (sizeof(F) * view.channel_stride)) % 64 == 0;
-      const auto write = kHasStream && call.stream && aligned ? gradient_rows<F, T, true> : gradient_rows<F, T, false>;
-      write(call.anchors, classes, channels, s, x, last.along, last.back, scale.inverse_norm, work.pairs, out,
+      const auto write =
+          kHasStream && call.stream && aligned ? gradient_rows<F, T, true, X> : gradient_rows<F, T, false, X>;
+      write(call.anchors, classes, channels, s, x, last.along, last.back, scale.inverse_norm, work.tiles, out,
             view.channel_stride);
     } else {
       gradient_rows<T, T, false>(call.anchors, classes, channels, s, x, last.along, last.back, scale.inverse_norm,
-                                 work.pairs, x, kTile);
-      unpack_tile<F, T>(view, tile, x);
+                                 work.tiles, gradient, kTile);
+      unpack_tile<F, T>(view, tile, gradient);
     }
   }
   if (sampled.tile.kept) write_sampled<F, T>(call, work, &sampled);
   stream_fence();
+}
+
+template <class F>
+static void loss_gradients(const GradientCall& call, Range range, int64_t chunk, const Workspace& work) {
+  with_packed_pixels<F>(call.anchors, call.features.channels, work,
+                        [&](const auto& x) { loss_gradients_in<F>(x, call, range, chunk, work); });
 }
 
 }  // namespace proac::PROAC_ISA

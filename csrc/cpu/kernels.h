@@ -7,15 +7,23 @@
 
 namespace proac {
 
-constexpr int kTile = 128;     // pixels that are packed, multiplied and written together
-constexpr int kMaxRows = 6;    // rows of a register block of the matrix products
-constexpr int kClassPad = 16;  // the prototypes' gradient has its classes rounded up to this
-constexpr int kMaxAxes = 3;    // spatial axes
-constexpr int kTileRows = 16;  // rows of the left factor that the tile unit multiplies at a time
-constexpr int kTileStep = 32;  // and the terms of each sum
+constexpr int kTile = 128;                  // pixels that are packed, multiplied and written together
+constexpr int kMaxRows = 6;                 // rows of a register block of the matrix products
+constexpr int kClassPad = 16;               // the prototypes' gradient has its classes rounded up to this
+constexpr int kMaxAxes = 3;                 // spatial axes
+constexpr int kTileRows = 16;               // rows of the left factor that the tile unit multiplies at a time
+constexpr int kTileBytes = kTileRows * 64;  // each of its tiles
 
-// Steps of kTileStep terms.
-[[maybe_unused]] static constexpr int64_t tile_steps(int64_t terms) { return (terms + kTileStep - 1) / kTileStep; }
+// For the tile unit a number is split into parts: one or two bfloat16 numbers, or three digits of 8 bits. Terms of a
+// tile's sums, and how many tiles the terms of sixteen rows, or of sixteen pixels, take.
+[[maybe_unused]] static constexpr int64_t tile_steps(int64_t terms, int parts) {
+  const int step = parts == 3 ? 64 : 32;
+  return (terms + step - 1) / step;
+}
+// Odd: strips a multiple of 4 KiB apart would share few lines of the nearest cache.
+[[maybe_unused]] static constexpr int64_t tile_strip(int64_t terms, int parts) {
+  return tile_steps(terms, parts) * parts | 1;
+}
 
 // How features are stored. Half and BFloat16 are computed in float.
 struct Half {
@@ -37,8 +45,8 @@ struct FeatureView {
   int64_t pixel_stride;
 };
 
-// Labels or weights, read at the features' resolution by a nearest rule: offset[a][i] is where index i of spatial axis a
-// of the features reads, in elements. Where every index reads its own element of a dense image, offset[0] is null.
+// Labels or weights, read at the features' resolution by a nearest rule: offset[a][i] is where index i of spatial axis
+// a of the features reads, in elements. Where every index reads its own element of a dense image, offset[0] is null.
 struct NearestView {
   const void* data;  // null: there are no weights
   int64_t batch_stride;
@@ -67,22 +75,34 @@ struct SampleView {
   int64_t first_index;
 };
 
+// What the tile unit multiplies.
+struct TileUse {
+  int pixel_parts;       // of the features; 0: it is not used
+  bool pixels_as_pairs;  // they are packed as it reads them, not as floats
+};
+
+// A left factor of the tile unit, as tile_unit.h reads it.
+struct TileRows {
+  const int8_t* tiles;
+  const float* unit;  // of each row, where its parts are digits
+};
+
 // Unit prototypes in the orders in which they are read, of the compute type unless said otherwise.
 struct AnchorView {
   const void* by_class;    // blocks of up to kMaxRows classes, each [D][rows]
   const void* by_channel;  // blocks of up to kMaxRows channels, each [K][rows]
   const void* transposed;  // [D][K]
-  // For the tile unit: bfloat16 parts, [row tile][step][high, low][kTileRows][kTileStep], padded with zeros.
-  const uint16_t* class_tiles;    // rows are classes, terms channels
-  const uint16_t* channel_tiles;  // rows are channels, terms classes
-  int pixel_parts;                // bfloat16 parts of the features; 0: the tile unit is not used
+  TileRows class_tiles;    // rows are classes, terms channels
+  TileRows channel_tiles;  // rows are channels, terms classes
+  TileUse tile_use;
 };
 
 // Memory of one thread, laid out by Workspaces in parallel.h.
 struct Workspace {
   void* x;             // [D][kTile], the packed pixels
-  void* s;             // [K rounded up to kTileRows][kTile], their similarities
-  uint32_t* pairs;     // a right factor of the tile unit, for products over channels and over classes
+  void* s;             // [K][kTile], their similarities
+  int8_t* pairs;       // the packed pixels where they are pairs, and not floats
+  int8_t* tiles;       // a right factor of the tile unit, for products over channels and over classes
   void* sampled_x;     // [D][kTile], packed members of sampled sets
   void* lane_sum;      // [K][lanes], sums of the exponentials of a few tiles
   void* lane_max;      // [K][lanes], the maxima they are relative to

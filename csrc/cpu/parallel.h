@@ -54,19 +54,22 @@ class Workspaces {
     int64_t classes, channels;
     size_t element;  // bytes of the compute type
     int vector_bytes;
-    bool sampled, anchor_gradient, tile_unit;
+    bool sampled, anchor_gradient;
+    TileUse tile_use;
   };
 
   Workspaces(int64_t workers, const Needs& needs) {
     const size_t tile = kTile * needs.element, lanes = needs.vector_bytes;
     const size_t padded = (needs.classes + kClassPad - 1) / kClassPad * kClassPad;
     const size_t x = needs.channels * tile, lane = needs.classes * lanes;
-    const size_t s = (needs.classes + kTileRows - 1) / kTileRows * kTileRows * tile;
-    const int64_t steps = std::max(tile_steps(needs.channels), tile_steps(needs.classes));  // of pairs, in two parts
-    const size_t pairs = needs.tile_unit ? steps * kTileStep * kTile * sizeof(uint32_t) : 0;
+    const size_t s = needs.classes * tile;
+    const int64_t terms = std::max(needs.channels, needs.classes), strips = kTile / kTileRows;
+    const int most_parts = needs.tile_use.pixel_parts == 3 ? 3 : 2;  // of dS
+    const size_t pairs = needs.tile_use.pixels_as_pairs ? strips * tile_strip(needs.channels, 1) * kTileBytes : 0;
+    const size_t tiles = needs.tile_use.pixel_parts ? strips * tile_strip(terms, most_parts) * kTileBytes : 0;
     const size_t sampled = needs.sampled ? x : 0, transposed = needs.anchor_gradient ? padded * tile : 0;
-    const size_t total =
-        9 * kAlign + x + s + pairs + sampled + 4 * (lane + kAlign) + needs.classes * sizeof(double) + transposed;
+    const size_t total = 10 * kAlign + x + s + pairs + tiles + sampled + 4 * (lane + kAlign) +
+                         needs.classes * sizeof(double) + transposed;
     stride_ = (total + kAlign - 1) / kAlign * kAlign;
     memory_ = static_cast<char*>(std::aligned_alloc(kAlign, stride_ * workers));
     if (!memory_) throw std::bad_alloc();
@@ -80,7 +83,8 @@ class Workspaces {
       Workspace work;
       work.x = take(x);
       work.s = take(s);
-      work.pairs = reinterpret_cast<uint32_t*>(take(pairs));
+      work.pairs = reinterpret_cast<int8_t*>(take(pairs));
+      work.tiles = reinterpret_cast<int8_t*>(take(tiles));
       work.sampled_x = take(sampled);
       work.lane_sum = take(lane);
       work.lane_max = take(lane);

@@ -1,16 +1,18 @@
-// The two matrix products of a tile: similarities = anchors * pixels, and gradient = anchors^T * dS. Both multiply packed
-// blocks of up to kMaxRows rows with a [length][kTile] matrix; a block's sums stay in registers.
+// The two matrix products of a tile: similarities = anchors * pixels, and gradient = anchors^T * dS. Both multiply
+// packed blocks of up to kMaxRows rows with a [length][kTile] matrix; a block's sums stay in registers.
 #pragma once
 
+#include "pack_pairs.h"
 #include "tile.h"
-#include "tile_unit.h"
+#include "tile_digits.h"
 
 namespace proac::PROAC_ISA {
 
 // Vectors of pixels that one register block spans: with 32 registers 6 x 4 sums, with 16 of them 6 x 2.
 constexpr int kBlockVectors = PROAC_VECTOR_BYTES == 64 ? 4 : 2;
 
-// Number of blocks that `rows` rows are split into, and where block b begins: as even as can be. anchors.h packs so too.
+// Number of blocks that `rows` rows are split into, and where block b begins: as even as can be. anchors.h packs so
+// too.
 PROAC_INLINE int64_t block_count(int64_t rows) { return (rows + kMaxRows - 1) / kMaxRows; }
 PROAC_INLINE int64_t block_begin(int64_t rows, int64_t block) { return rows * block / block_count(rows); }
 
@@ -75,24 +77,54 @@ static void similarity_block(const T* a, const T* x, int64_t channels, const T* 
   }
 }
 
+#if defined(PROAC_TILE_UNIT)
+// The same by the tile unit, of pixels in `tiles`; for all classes.
+template <class Numbers>
+static void similarities_of(const AnchorView& anchors, int64_t num_classes, int64_t channels, const int8_t* tiles,
+                            const float* scale, float* s) {
+  multiply_tiles<Numbers>(anchors.class_tiles, num_classes, channels, tiles, [&](int i) PROAC_LAMBDA {
+    const Vec<float> scale0 = load(scale + i), scale1 = load(scale + i + kLanes<float>);
+    return [=](int64_t k, Vec<float> a, Vec<float> b) PROAC_LAMBDA {
+      store<float>(s + k * kTile + i, a * scale0);
+      store<float>(s + k * kTile + i + kLanes<float>, b * scale1);
+    };
+  });
+}
+
+// Splits the pixels first.
+static void similarities_by_tiles(const AnchorView& anchors, int64_t num_classes, int64_t channels, const float* x,
+                                  const float* scale, const Workspace& work) {
+  float* s = static_cast<float*>(work.s);
+  if (anchors.tile_use.pixel_parts == 3) {
+    alignas(64) float unit[kTile];
+    Digits<3>::split(x, channels, work.tiles, unit);
+    for (int i = 0; i < kTile; ++i) unit[i] *= scale[i];
+    similarities_of<Digits<3>>(anchors, num_classes, channels, work.tiles, unit, s);
+  } else if (anchors.tile_use.pixel_parts == 2) {
+    Pairs<2, 4>::split(x, channels, work.tiles);
+    similarities_of<Pairs<2, 4>>(anchors, num_classes, channels, work.tiles, scale, s);
+  } else {
+    Pairs<1, 2>::split(x, channels, work.tiles);
+    similarities_of<Pairs<1, 2>>(anchors, num_classes, channels, work.tiles, scale, s);
+  }
+}
+
+// Equation (1) for pixels that were packed as pairs.
+template <class T>
+static void similarities(const AnchorView& anchors, int64_t num_classes, int64_t channels, const PixelPairs& x,
+                         const T* scale, const Workspace& work) {
+  similarities_of<Pairs<1, 2>>(anchors, num_classes, channels, x.tiles, scale, static_cast<T*>(work.s));
+}
+#endif
+
 // Equation (1): the similarities of a tile, [K][kTile], to work.s. scale[i] = unit[i] / tau.
 template <class T>
-static void similarities(const AnchorView& anchors, int64_t num_classes, int64_t channels, const T* x, const T* scale,
-                         const Workspace& work) {
+static void similarities(const AnchorView& anchors, int64_t num_classes, int64_t channels, const PixelFloats<T>& pixels,
+                         const T* scale, const Workspace& work) {
+  const T* x = pixels.data;
   T* s = static_cast<T*>(work.s);
   if constexpr (kHasTileUnit && sizeof(T) == 4) {
-    if (anchors.pixel_parts) {
-      const int64_t steps = tile_steps(channels);
-      pair_rows(x, channels, anchors.pixel_parts, work.pairs);
-      for (int64_t k = 0; k < num_classes; k += 2 * kTileRows) {
-        const uint16_t* a = anchors.class_tiles + k * steps * 2 * kTileStep;
-        multiply_some_rows(a, num_classes - k, steps, work.pairs, anchors.pixel_parts, s + k * kTile);
-      }
-      for (int64_t k = 0; k < num_classes; ++k, s += kTile) {
-        for (int i = 0; i < kTile; i += kLanes<T>) store<T>(s + i, load(s + i) * load(scale + i));
-      }
-      return;
-    }
+    if (anchors.tile_use.pixel_parts) return similarities_by_tiles(anchors, num_classes, channels, x, scale, work);
   }
   const T* a = static_cast<const T*>(anchors.by_class);
   for (int64_t b = 0; b < block_count(num_classes); ++b) {
@@ -116,8 +148,8 @@ struct LastStep {
   }
 
   template <bool stream, class F>
-  PROAC_MEMBER void write(Vec<T> sum0, Vec<T> sum1, const T* x, F* out) const {
-    const Vec<T> value0 = sum0 * along[0] - load(x) * back[0], value1 = sum1 * along[1] - load(x + kLanes<T>) * back[1];
+  PROAC_MEMBER void write(Vec<T> sum0, Vec<T> sum1, Vec<T> x0, Vec<T> x1, F* out) const {
+    const Vec<T> value0 = sum0 * along[0] - x0 * back[0], value1 = sum1 * along[1] - x1 * back[1];
     const Vec<T> result0 = alive[0] != T(0) ? value0 : Vec<T>{}, result1 = alive[1] != T(0) ? value1 : Vec<T>{};
     if constexpr (stream) {
       stream_lines<F>(out, result0, result1);
@@ -143,44 +175,62 @@ static void gradient_block(const T* a, const T* ds, int64_t num_classes, const T
       const LastStep<T> last(along + j, back + j, alive + j);
 #pragma GCC unroll 6
       for (int r = 0; r < rows; ++r) {
-        last.template write<stream>(sum[r][v], sum[r][v + 1], x + r * kTile + j, out + r * stride + j);
+        const T* pixel = x + r * kTile + j;
+        last.template write<stream>(sum[r][v], sum[r][v + 1], load(pixel), load(pixel + lanes), out + r * stride + j);
       }
     }
   }
 }
 
-// Equation (11) for a tile. `out` may be `x` itself, with stride kTile.
-template <class F, class T, bool stream>
-static void gradient_rows(const AnchorView& anchors, int64_t num_classes, int64_t channels, const T* ds, const T* x,
-                          const T* along, const T* back, const T* alive, uint32_t* pairs, F* out, int64_t stride) {
+#if defined(PROAC_TILE_UNIT)
+// The same for all channels by the tile unit, dS being in `tiles`.
+template <class Numbers, bool stream, class F, class X>
+static void gradient_of(const AnchorView& anchors, int64_t num_classes, int64_t channels, const int8_t* tiles,
+                        const X& x, const float* along, const float* back, const float* alive, F* out, int64_t stride) {
+  multiply_tiles<Numbers>(anchors.channel_tiles, channels, num_classes, tiles, [&](int i) PROAC_LAMBDA {
+    const LastStep<float> last(along + i, back + i, alive + i);
+    return [=](int64_t d, Vec<float> a, Vec<float> b) PROAC_LAMBDA {
+      last.template write<stream>(a, b, x.channel(d, i), x.channel(d, i + kLanes<float>), out + d * stride + i);
+    };
+  });
+}
+
+template <bool stream, class F, class X>
+static void gradient_by_tiles(const AnchorView& anchors, int64_t num_classes, int64_t channels, const float* ds,
+                              const X& x, const float* along, const float* back, const float* alive, int8_t* tiles,
+                              F* out, int64_t stride) {
+  if (anchors.tile_use.pixel_parts == 3) {
+    alignas(64) float unit[kTile];
+    // A fourth sum, since a pixel's own class has a dS many times the others', which are left with their last two
+    // digits.
+    Digits<4>::split(ds, num_classes, tiles, unit);
+    for (int i = 0; i < kTile; ++i) unit[i] *= along[i];
+    gradient_of<Digits<4>, stream>(anchors, num_classes, channels, tiles, x, unit, back, alive, out, stride);
+  } else {
+    Pairs<2, 3>::split(ds, num_classes, tiles);
+    gradient_of<Pairs<2, 3>, stream>(anchors, num_classes, channels, tiles, x, along, back, alive, out, stride);
+  }
+}
+#endif
+
+// Equation (11) for a tile. `out` may be where the pixels' floats are, with stride kTile.
+template <class F, class T, bool stream, class X>
+static void gradient_rows(const AnchorView& anchors, int64_t num_classes, int64_t channels, const T* ds, const X& x,
+                          const T* along, const T* back, const T* alive, int8_t* tiles, F* out, int64_t stride) {
   if constexpr (kHasTileUnit && sizeof(T) == 4) {
-    if (anchors.pixel_parts) {
-      constexpr int most = 2 * kTileRows, lanes = kLanes<T>;
-      const int64_t steps = tile_steps(num_classes);
-      alignas(64) T product[most * kTile];
-      pair_rows(ds, num_classes, 2, pairs);
-      for (int64_t d = 0; d < channels; d += most) {
-        const int64_t rows = channels - d < most ? channels - d : most;
-        multiply_some_rows(anchors.channel_tiles + d * steps * 2 * kTileStep, rows, steps, pairs, 2, product);
-        for (int i = 0; i < kTile; i += 2 * lanes) {
-          const LastStep<T> last(along + i, back + i, alive + i);
-          for (int64_t r = 0; r < rows; ++r) {
-            const T* sum = product + r * kTile + i;
-            last.template write<stream>(load(sum), load(sum + lanes), x + (d + r) * kTile + i,
-                                        out + (d + r) * stride + i);
-          }
-        }
-      }
-      return;
+    if (anchors.tile_use.pixel_parts) {
+      return gradient_by_tiles<stream>(anchors, num_classes, channels, ds, x, along, back, alive, tiles, out, stride);
     }
   }
-  const T* a = static_cast<const T*>(anchors.by_channel);
-  for (int64_t b = 0; b < block_count(channels); ++b) {
-    const int64_t begin = block_begin(channels, b), rows = block_begin(channels, b + 1) - begin;
-    with_rows(rows, [&]<int R>() {
-      gradient_block<F, T, R, stream>(a + begin * num_classes, ds, num_classes, x + begin * kTile, along, back, alive,
-                                      out + begin * stride, stride);
-    });
+  if constexpr (!kIsPairs<X>) {
+    const T* a = static_cast<const T*>(anchors.by_channel);
+    for (int64_t b = 0; b < block_count(channels); ++b) {
+      const int64_t begin = block_begin(channels, b), rows = block_begin(channels, b + 1) - begin;
+      with_rows(rows, [&]<int R>() {
+        gradient_block<F, T, R, stream>(a + begin * num_classes, ds, num_classes, x.data + begin * kTile, along, back,
+                                        alive, out + begin * stride, stride);
+      });
+    }
   }
 }
 

@@ -17,17 +17,23 @@ inline Tensor dense(const Tensor& tensor) {
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
 
-// Into how many bfloat16 numbers the tile unit splits a feature; 0: it is not used.
-inline int pixel_parts(const Kernels& kernels, const Tensor& features) {
+// How the tile unit is used. 16-bit features gain by it always; the digits of float32 ones cost more than they save
+// where a product is small, and their sums could overflow where it is enormous.
+inline TileUse tile_use(const Kernels& kernels, const Tensor& features, int64_t classes, bool sampled,
+                        bool anchor_gradient) {
   const FeatureType type = feature_type(features);
-  return !kernels.has_tile_unit ? 0 : type == kBFloat16 ? 1 : type == kHalf ? 2 : 0;
+  const int64_t channels = features.size(1);
+  const bool digits_pay = std::min(classes, channels) >= 64 && std::max(classes, channels) <= 40000;
+  const int parts = type == kBFloat16 ? 1 : type == kHalf ? 2 : type == kFloat && digits_pay ? 3 : 0;
+  // Gathering members of sampled sets and the prototypes' gradient take floats.
+  return {kernels.has_tile_unit ? parts : 0, kernels.has_tile_unit && parts == 1 && !sampled && !anchor_gradient};
 }
 
 template <class T>
 Workspaces make_workspaces(const ChunkPlan& plan, const Kernels& kernels, const Anchors<T>& anchors, bool sampled,
                            bool anchor_gradient) {
   return Workspaces(num_workers(plan), {anchors.classes, anchors.channels, sizeof(T), kernels.vector_bytes, sampled,
-                                        anchor_gradient, anchors.pixel_parts > 0});
+                                        anchor_gradient, anchors.tile_use});
 }
 
 }  // namespace proac

@@ -17,7 +17,7 @@ std::tuple<Tensor, Tensor, Tensor> class_statistics_of(const Tensor& features, c
   const int64_t classes = pixels.view.num_classes, channels = features.size(1);
   const ChunkPlan plan(pixels.view.total);
   const Anchors<T> anchors(data<T>(prototypes), classes, channels, thresholds.has_value(),
-                           pixel_parts(kernels, features));
+                           tile_use(kernels, features, classes, thresholds.has_value(), false));
 
   std::vector<int64_t> shape{features.size(0)};
   for (int64_t axis = 2; axis < features.dim(); ++axis) shape.push_back(features.size(axis));

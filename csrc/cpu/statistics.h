@@ -189,8 +189,8 @@ static void add_positives(StatisticsState<T>* state, const PixelTile<T>& tile, c
   }
 }
 
-template <class T>
-static void add_dense_tile(StatisticsState<T>* state, const PixelTile<T>& tile, const T* x, const PixelScale<T>& scale,
+template <class T, class X>
+static void add_dense_tile(StatisticsState<T>* state, const PixelTile<T>& tile, const X& x, const PixelScale<T>& scale,
                            bool with_positives) {
   const StatisticsCall& call = state->call;
   alignas(64) T tau_scale[kTile], own[kTile], log_z[kTile];
@@ -204,9 +204,10 @@ static void add_dense_tile(StatisticsState<T>* state, const PixelTile<T>& tile, 
   if (++state->pending == kTilesPerFlush) flush(state);
 }
 
-// Stage (i) for the pixels of one chunk.
-template <class F>
-static void class_statistics(const StatisticsCall& call, Range range, int64_t chunk, const Workspace& work) {
+// Stage (i) for the pixels of one chunk, which are packed into x.
+template <class F, class X>
+static void class_statistics_in(const X& x, const StatisticsCall& call, Range range, int64_t chunk,
+                                const Workspace& work) {
   using T = Compute<F>;
   const int64_t classes = call.pixels.num_classes;
   StatisticsState<T> state{
@@ -222,8 +223,7 @@ static void class_statistics(const StatisticsCall& call, Range range, int64_t ch
   Diagnostics* bad = call.diagnostics + chunk;
   *bad = {0, 0, 0, 0};
 
-  T* x = static_cast<T*>(work.x);
-  const TileUnit tile_unit(call.anchors.pixel_parts);
+  const TileUnit tile_unit(call.anchors.tile_use.pixel_parts);
   PixelTile<T> tile;
   PixelScale<T> scale;
   SampledTile<T> sampled(call.sample, call.pixels, call.features.channels, work, call.pixel_anchor);
@@ -235,27 +235,35 @@ static void class_statistics(const StatisticsCall& call, Range range, int64_t ch
       continue;
     }
     if (tile.extreme && !state.running) start_running(&state);
-    pack_tile<F, T>(call.features, tile, x, &scale);
+    pack_tile<F>(call.features, tile, x, &scale);
     const int members = call.sample.rank ? read_levels<T>(call.sample, classes, &tile) : 0;
     if (!sampled.wants(members)) {
       add_dense_tile<T>(&state, tile, x, scale, true);
       continue;
     }
-    alignas(64) T own[kTile];
-    own_similarities<T>(call.anchors, classes, call.features.channels, tile, x, scale, call.temperature, own);
-    add_positives<T>(&state, tile, own, nullptr);
-    if (sampled.full(members)) {
-      add_dense_tile<T>(&state, sampled.tile, sampled.x, sampled.scale, false);
-      sampled.clear();
+    if constexpr (!kIsPairs<X>) {
+      alignas(64) T own[kTile];
+      own_similarities<T>(call.anchors, classes, call.features.channels, tile, x.data, scale, call.temperature, own);
+      add_positives<T>(&state, tile, own, nullptr);
+      if (sampled.full(members)) {
+        add_dense_tile<T>(&state, sampled.tile, PixelFloats<T>{sampled.x}, sampled.scale, false);
+        sampled.clear();
+      }
+      sampled.append(tile, x.data, scale, classes);
     }
-    sampled.append(tile, x, scale, classes);
   }
-  if (sampled.tile.kept) add_dense_tile<T>(&state, sampled.tile, sampled.x, sampled.scale, false);
+  if (sampled.tile.kept) add_dense_tile<T>(&state, sampled.tile, PixelFloats<T>{sampled.x}, sampled.scale, false);
   flush(&state);
   for (int64_t k = 0; k < classes; ++k) {
     double& log_z = state.row[kLogZ * classes + k];
     log_z = work.class_max[k] + __builtin_log(log_z);
   }
+}
+
+template <class F>
+static void class_statistics(const StatisticsCall& call, Range range, int64_t chunk, const Workspace& work) {
+  with_packed_pixels<F>(call.anchors, call.features.channels, work,
+                        [&](const auto& x) { class_statistics_in<F>(x, call, range, chunk, work); });
 }
 
 }  // namespace proac::PROAC_ISA

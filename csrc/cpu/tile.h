@@ -1,7 +1,8 @@
-// A tile: up to 128 consecutive pixels, packed as [D][kTile] in the compute type, with the norms found on the way.
+// A tile: up to 128 consecutive pixels, packed as [D][kTile] in the compute type, or as pack_pairs.h has it, with the
+// norms found on the way.
 //
-// Reading the features where they lie more than once would be slow: with power-of-two image sizes, the rows of all channels
-// of a tile map to the same few cache sets.
+// Reading the features where they lie more than once would be slow: with power-of-two image sizes, the rows of all
+// channels of a tile map to the same few cache sets.
 #pragma once
 
 #include "pixels.h"
@@ -14,6 +15,17 @@ template <class T>
 struct alignas(64) PixelScale {
   T unit[kTile];
   T inverse_norm[kTile];
+};
+
+// The packed pixels, [D][kTile].
+template <class T>
+struct PixelFloats {
+  T* data;
+
+  PROAC_MEMBER void clear(int64_t channels) const { memset(data, 0, sizeof(T) * channels * kTile); }
+  PROAC_MEMBER Vec<T> channel(int64_t d, int i) const { return load(data + d * kTile + i); }
+  PROAC_MEMBER T get(int64_t d, int i) const { return data[d * kTile + i]; }
+  PROAC_MEMBER void set(int64_t d, int i, T value) const { data[d * kTile + i] = value; }
 };
 
 // One image's share of a tile.
@@ -74,12 +86,15 @@ PROAC_INLINE void transpose(Vec<T>* row) {
   exchange<T, 1>(row);
 }
 
-// Rows that are asked for ahead of their use: the hardware's own prefetching ends with a page, and each row is in another.
+// Rows that are asked for ahead of their use: the hardware's own prefetching ends with a page, and each row is in
+// another.
 constexpr int kRowsAhead = 16;
 
 // Pixels that lie side by side: a row of the tile is a row of the features. `square` gets the sums of squares.
 template <class F, class T>
-static void pack_rows(const F* data, int64_t channel_stride, int64_t channels, const T* keep, T* x, T* square) {
+static void pack_rows(const F* data, int64_t channel_stride, int64_t channels, const T* keep, PixelFloats<T> pixels,
+                      T* square) {
+  T* x = pixels.data;
   constexpr int lanes = kLanes<T>, vectors = kTile / lanes;
   Vec<T> total[vectors] = {}, mask[vectors];
   for (int v = 0; v < vectors; ++v) mask[v] = load(keep + v * lanes);
@@ -106,8 +121,8 @@ static void pack_rows(const F* data, int64_t channel_stride, int64_t channels, c
 }
 
 // Sums of squares of what is packed already.
-template <class T>
-static void square_sums(int64_t channels, const T* x, T* square) {
+template <class X, class T>
+static void square_sums(int64_t channels, const X& x, T* square) {
   constexpr int lanes = kLanes<T>;
   for (int i = 0; i < kTile; i += lanes) {
     Vec<T> total{};
@@ -115,7 +130,7 @@ static void square_sums(int64_t channels, const T* x, T* square) {
       const int64_t end = begin + 64 < channels ? begin + 64 : channels;
       Vec<T> sum{};
       for (int64_t d = begin; d < end; ++d) {
-        const Vec<T> value = load(x + d * kTile + i);
+        const Vec<T> value = x.channel(d, i);
         sum += value * value;
       }
       total += sum;
@@ -127,7 +142,8 @@ static void square_sums(int64_t channels, const T* x, T* square) {
 // Channels that lie side by side: squares of pixels x channels, transposed in registers. `pixel[i]` is where pixel i of
 // the tile starts, null where it is outside V. `square` gets the sums of squares.
 template <class F, class T>
-static void pack_columns(const F* const* pixel, int64_t channels, T* x, T* square) {
+static void pack_columns(const F* const* pixel, int64_t channels, PixelFloats<T> pixels, T* square) {
+  T* x = pixels.data;
   constexpr int lanes = kLanes<T>;
   const int64_t whole = channels - channels % lanes;
   for (int begin = 0; begin < kTile; begin += lanes) {
@@ -164,13 +180,13 @@ PROAC_INLINE double square_root(double v) { return __builtin_sqrt(v); }
 template <class T>
 constexpr T kLargeSquare = sizeof(T) == 4 ? T(1e20) : T(1e200);
 
-// The rare pixel that is so long: its packed values are scaled down by a power of two, to about 1. NaN where the norm is
-// not finite.
-template <class T>
-static __attribute__((noinline)) void rescale(int64_t channels, int i, T* x, PixelScale<T>* scale) {
+// The rare pixel that is so long: its packed values are scaled down by a power of two, to about 1. NaN where the norm
+// is not finite.
+template <class X, class T>
+static __attribute__((noinline)) void rescale(int64_t channels, int i, const X& x, PixelScale<T>* scale) {
   T largest = 0;
   for (int64_t d = 0; d < channels; ++d) {
-    const T size = __builtin_fabs(x[d * kTile + i]);
+    const T size = __builtin_fabs(x.get(d, i));
     largest = size <= largest ? largest : size;
   }
   scale->unit[i] = scale->inverse_norm[i] = static_cast<T>(__builtin_nan(""));
@@ -178,7 +194,8 @@ static __attribute__((noinline)) void rescale(int64_t channels, int i, T* x, Pix
   const int exponent = __builtin_ilogb(largest);
   double sum = 0;
   for (int64_t d = 0; d < channels; ++d) {
-    const double value = x[d * kTile + i] = static_cast<T>(__builtin_ldexp(x[d * kTile + i], -exponent));
+    x.set(d, i, static_cast<T>(__builtin_ldexp(x.get(d, i), -exponent)));
+    const double value = x.get(d, i);
     sum += value * value;
   }
   const T norm = static_cast<T>(__builtin_ldexp(__builtin_sqrt(sum), exponent));
@@ -188,14 +205,14 @@ static __attribute__((noinline)) void rescale(int64_t channels, int i, T* x, Pix
 }
 
 // Reads the pixels of a tile, equation (1). What stands in pixels outside V is never looked at.
-template <class F, class T>
-static void pack_tile(const FeatureView& view, const PixelTile<T>& tile, T* x, PixelScale<T>* scale) {
+template <class F, class X, class T>
+static void pack_tile(const FeatureView& view, const PixelTile<T>& tile, const X& x, PixelScale<T>* scale) {
   const F* data = static_cast<const F*>(view.data);
   const int64_t channels = view.channels;
   alignas(64) T square[kTile];
   const int64_t image = tile.first / view.pixels, pixel = tile.first % view.pixels;
   if (view.pixel_stride == 1 && pixel + kTile <= view.pixels) {
-    pack_rows<F, T>(data + image * view.batch_stride + pixel, view.channel_stride, channels, tile.weight, x, square);
+    pack_rows(data + image * view.batch_stride + pixel, view.channel_stride, channels, tile.weight, x, square);
   } else if (view.channel_stride == 1) {
     const F* start[kTile] = {};
     for_each_segment(view, tile.first, tile.count, [&](const Segment& segment) {
@@ -204,19 +221,20 @@ static void pack_tile(const FeatureView& view, const PixelTile<T>& tile, T* x, P
         start[i] = tile.label[i] < 0 ? nullptr : row;
       }
     });
-    pack_columns<F, T>(start, channels, x, square);
+    pack_columns(start, channels, x, square);
   } else {
-    memset(x, 0, sizeof(T) * channels * kTile);
+    x.clear(channels);
     for_each_segment(view, tile.first, tile.count, [&](const Segment& segment) {
       for (int64_t d = 0; d < channels; ++d) {
         const F* row =
             data + segment.image * view.batch_stride + segment.pixel * view.pixel_stride + d * view.channel_stride;
-        T* out = x + d * kTile + segment.begin;
-        const int32_t* label = tile.label + segment.begin;
-        for (int i = 0; i < segment.count; ++i) out[i] = label[i] < 0 ? T(0) : T(widen(row[i * view.pixel_stride]));
+        for (int i = 0; i < segment.count; ++i) {
+          const int at = segment.begin + i;
+          x.set(d, at, tile.label[at] < 0 ? T(0) : T(widen(row[i * view.pixel_stride])));
+        }
       }
     });
-    square_sums<T>(channels, x, square);
+    square_sums(channels, x, square);
   }
   for (int i = 0; i < kTile; ++i) {
     const T norm = square_root(square[i]);
@@ -224,7 +242,7 @@ static void pack_tile(const FeatureView& view, const PixelTile<T>& tile, T* x, P
     scale->unit[i] = scale->inverse_norm[i] = inverse;
   }
   for (int i = 0; i < kTile; ++i) {
-    if (!(square[i] < kLargeSquare<T>)) rescale<T>(channels, i, x, scale);
+    if (!(square[i] < kLargeSquare<T>)) rescale(channels, i, x, scale);
   }
 }
 

@@ -155,10 +155,14 @@ PROAC_INLINE Vec<float> load_as(const BFloat16* p) {
   return reinterpret_cast<Vec<float>>(wide << 16);
 }
 PROAC_INLINE HalfWords narrow_to(BFloat16*, Vec<float> v) {
+#if PROAC_VECTOR_BYTES == 64 && defined(__AVX512BF16__)  // below 2^-126 it gives 0
+  return reinterpret_cast<HalfWords>(_mm512_cvtneps_pbh(reinterpret_cast<__m512>(v)));
+#else
   const auto bits = reinterpret_cast<Vec<uint32_t>>(v);
   const auto rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   const auto words = v != v ? Vec<uint32_t>{} + 0x7fc0u : rounded;
   return __builtin_convertvector(words, HalfWords);
+#endif
 }
 
 PROAC_INLINE Vec<float> load_as(const Half* p) {

@@ -30,6 +30,7 @@ STAGES = ["select_negatives", "class_statistics", "positive_sums", "reduce_loss"
 #: For each processor, the compiler and what runs its programs here.
 PROCESSORS = {
     "this one": (["g++"], []),
+    "this one, and a tile unit in software": (["g++", '-DPROAC_SOFTWARE_TILES="software_tiles.h"'], []),
     "aarch64": (["aarch64-linux-gnu-g++"], ["qemu-aarch64", "-L", "/usr/aarch64-linux-gnu"]),
 }
 

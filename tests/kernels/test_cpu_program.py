@@ -30,8 +30,8 @@ def computed(request: pytest.FixtureRequest) -> Iterator[program.Program]:
 @pytest.mark.parametrize("layout", ["planes", "channels_last", "slice"])
 @pytest.mark.parametrize("dtype", TYPES)
 # few of both (of one channel the gradient is 0, which has no relative error); one class; odd numbers; more channels than are
-# summed at a time; more classes than vectors hold
-@pytest.mark.parametrize("channels,num_classes", [(2, 2), (7, 5), (33, 1), (300, 19), (48, 150)])
+# summed at a time; more classes than vectors hold; float32 products large enough for a tile unit, with a tile to spare
+@pytest.mark.parametrize("channels,num_classes", [(2, 2), (7, 5), (33, 1), (300, 19), (48, 150), (70, 65)])
 def test_shapes_and_layouts(computed: Any, dtype: torch.dtype, layout: str, channels: int, num_classes: int) -> None:
     compare(computed, make_case(dtype, channels, num_classes, layout=layout))
 
@@ -47,13 +47,17 @@ def test_pixel_counts(computed: Any, spatial: tuple[int, ...], batch: int) -> No
 def test_options(computed: Any, dtype: torch.dtype, name: str) -> None:
     options: dict[str, Any] = dict(OPTIONS[name])
     make = {key: options.pop(key) for key in ("weights", "label_spatial") if key in options}
-    compare(computed, make_case(dtype, 24, 19, **make), **options)
+    compare(computed, make_case(dtype, 64, 70, **make), **options)
 
 
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("noise", [0.3, 1.0])
-def test_features_near_their_prototypes(computed: Any, dtype: torch.dtype, noise: float) -> None:
-    compare(computed, make_aligned_case(dtype, 256, noise=noise), learnable=True)
+@pytest.mark.parametrize("num_classes", [19, 150])
+@pytest.mark.parametrize("learnable", [True, False])
+def test_features_near_their_prototypes(
+    computed: Any, dtype: torch.dtype, noise: float, num_classes: int, learnable: bool
+) -> None:
+    compare(computed, make_aligned_case(dtype, 256, num_classes, noise=noise), learnable=learnable)
 
 
 @pytest.mark.parametrize("label_dtype", [torch.uint8, torch.int16, torch.int32])

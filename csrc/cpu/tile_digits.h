@@ -1,0 +1,101 @@
+// Whole numbers for the tile unit, with sums in 32 bits: what float32 features are multiplied as.
+//
+// A value becomes three digits from -128 to 127, v = unit (q0 2^16 + q1 2^8 + q2) within unit / 2: as many bits as a
+// float has, counted from the largest of its row in the left factor, of its pixel in the right one. Products q_i q_j
+// are summed exactly, in a sum for each i + j, and put together in float.
+#pragma once
+
+#include "tile_unit.h"
+
+namespace proac::PROAC_ISA {
+
+#if defined(PROAC_TILE_UNIT)
+PROAC_INLINE Vec<uint32_t> nearest_integer(Vec<float> v) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<Vec<uint32_t>>(_mm512_cvtps_epi32(v));
+#else
+  return reinterpret_cast<Vec<uint32_t>>(
+      __builtin_convertvector(v + (v < 0.0f ? v * 0 - 0.5f : v * 0 + 0.5f), Vec<int32_t>));
+#endif
+}
+
+// `sums` is how many sums are taken, of i + j = 0, 1, ... Three leave out what is below 2^-23 of the largest product,
+// for each term anew.
+template <int sums_taken>
+struct Digits {
+  using Sum = int32_t;
+  static constexpr int kRowParts = 3, kPixelParts = 3, kSums = sums_taken;
+
+  // The right factor, rows of [length][kTile]: 32 bits are a digit of four terms. unit[i] is that of pixel i, whose
+  // largest value becomes 2^22 to 2^23 of them.
+  static void split(const float* rows, int64_t length, int8_t* tiles, float* unit) {
+    constexpr float margin = 1 + 0x1p-7f;  // 2^23 itself would need a fourth digit
+    constexpr int lanes = kLanes<float>;
+    const int64_t groups = tile_steps(length, kRowParts) * kTileRows;
+    for (int i = 0; i < kTile; i += lanes) {
+      int8_t* strip = tiles + i / kTileLanes * tile_strip(length, kPixelParts) * kTileBytes + i % kTileLanes * 4;
+      Vec<int32_t> top{};  // bits of floats without a sign are in the floats' order, NaN above all
+      for (int64_t n = 0; n < length; ++n) {
+        const Vec<int32_t> size = as_bits<float>(load(rows + n * kTile + i)) & 0x7fffffff;
+        top = size > top ? size : top;
+      }
+      // The unit is 2^(exponent - 149), in two factors, since its inverse may be beyond float.
+      const Vec<int32_t> exponent = as_bits<float>(from_bits<float>(top) * margin) >> 23;
+      const Vec<int32_t> first = (149 - exponent) >> 1, second = 149 - exponent - first;
+      const auto power = [](Vec<int32_t> of) PROAC_LAMBDA { return from_bits<float>((of + 127) << 23); };
+      const Vec<float> up0 = power(first), up1 = power(second);
+      store<float>(unit + i, power(-first) * power(-second));
+      for (int64_t group = 0; group < groups; ++group) {
+        Vec<uint32_t> q[4];
+#pragma GCC unroll 4
+        for (int r = 0; r < 4; ++r) {
+          const int64_t n = 4 * group + r;
+          const Vec<float> value = n < length ? load(rows + n * kTile + i) : Vec<float>{};
+          q[r] = (nearest_integer(value * up0 * up1) + 0x808080u) ^ 0x808080u;  // its bytes are the digits now
+        }
+        constexpr uint32_t even = 0x00ff00ffu, low = 0xffu, half = 0xffffu;
+        const Vec<uint32_t> outer01 = (q[0] & even) | (q[1] & even) << 8, outer23 = (q[2] & even) | (q[3] & even) << 8;
+        const Vec<uint32_t> middle01 = (q[0] >> 8 & low) | (q[1] & low << 8),
+                            middle23 = (q[2] >> 8 & low) | (q[3] & low << 8);
+        int8_t* out = strip + group / kTileRows * kPixelParts * kTileBytes + group % kTileRows * 64;
+        store<uint32_t>(reinterpret_cast<uint32_t*>(out), outer01 >> 16 | (outer23 & half << 16));
+        store<uint32_t>(reinterpret_cast<uint32_t*>(out + kTileBytes), middle01 | middle23 << 16);
+        store<uint32_t>(reinterpret_cast<uint32_t*>(out + 2 * kTileBytes), (outer01 & half) | outer23 << 16);
+      }
+    }
+  }
+
+  template <bool two>
+  PROAC_MEMBER static void sum_products(const TileBlock& block, int64_t steps,
+                                        Sum (*sums)[2 * kTileRows * kTileAcross]) {
+#pragma GCC unroll 4
+    for (int order = 0; order < kSums; ++order) {
+      clear_sums<two>();
+      for (int64_t step = 0; step < steps; ++step) {
+        const int first = order < kRowParts ? 0 : order - kRowParts + 1, last = order - first;
+        for (int digit = first; digit <= last; ++digit) {
+          load_rows<two>(block, step * kRowParts + digit);
+          load_pixels(block, step * kPixelParts + order - digit);
+          _tile_dpbssd(0, 4, 6);
+          _tile_dpbssd(1, 4, 7);
+          if constexpr (two) {
+            _tile_dpbssd(2, 5, 6);
+            _tile_dpbssd(3, 5, 7);
+          }
+        }
+      }
+      store_sums<two>(sums[order]);
+    }
+  }
+
+  PROAC_MEMBER static Vec<float> value(const Sum (*sums)[2 * kTileRows * kTileAcross], int at, float unit) {
+    const auto sum = [&](int order)
+                         PROAC_LAMBDA { return __builtin_convertvector(load(sums[order] + at), Vec<float>); };
+    Vec<float> value = sum(0) * 65536.0f + sum(1) * 256.0f + sum(2);
+    if constexpr (kSums == 4) value += sum(3) * 0x1p-8f;
+    return value * unit;
+  }
+};
+#endif
+
+}  // namespace proac::PROAC_ISA
