@@ -47,13 +47,13 @@ struct SplitRows {
     tiles.resize((rows + kTileRows - 1) / kTileRows * strip * kTileRows);
     for (int64_t r = 0; r < rows; ++r) {
       const double* row = values + r * row_stride;
-      int8_t* begin = tiles[r / kTileRows * strip * kTileRows + r % kTileRows].bytes;
+      auto* begin = reinterpret_cast<int8_t*>(&tiles[r / kTileRows * strip * kTileRows + r % kTileRows]);
       const auto at = [&](int64_t n) { return begin + n * bytes / 64 * parts * kTileBytes + n * bytes % 64; };
       digits ? put_digits(row, length, stride, at, &unit[r]) : put_pairs(row, length, stride, at);
     }
   }
 
-  TileRows view() const { return {tiles.data()->bytes, unit.data()}; }
+  TileRows view() const { return {reinterpret_cast<const int8_t*>(tiles.data()), unit.data()}; }
 
  private:
   template <class At>
