@@ -151,7 +151,7 @@ def _roofline(results: Results, path: Path) -> None:
     axes.plot(x, np.minimum(x * copy, rate) / 1e9, color="#333333", linewidth=1.5)
     beside = {"textcoords": "offset points", "fontsize": 9, "ha": "right"}
     ridge = (rate / copy, rate / 1e9)
-    axes.annotate(f"float32 matrix products, {rate / 1e9:,.0f} GFLOP/s", ridge, (0, 6), **{**beside, "ha": "left"})
+    axes.annotate(f"float32 matrix products, {rate / 1e9:,.0f} GFLOP/s", ridge, (-8, -4), **beside)
     axes.annotate(f"copy bandwidth, {copy / 1e9:.1f} GB/s", (2, 2 * copy / 1e9), (-8, 4), **beside)
     for name in OWN:
         for sweep, marker in (("crops", "o"), ("classes", "s"), ("channels", "^")):

@@ -10,6 +10,7 @@ Exponentials, norms and sums are not counted.
 
 The roof of a pass is the longer of its bytes at the measured copy bandwidth and its flops at the measured rate of matrix
 products: float32 for 16-bit features on a CPU, whose prototypes and sums stay float32; the features' own dtype on a GPU.
+A CPU's tile unit (AMX) may pass it: from 64 classes on it multiplies float32 numbers as digits of 8 bits.
 """
 
 from __future__ import annotations
