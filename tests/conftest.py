@@ -62,8 +62,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             if left_out[mark] and mark in item.keywords:
                 item.add_marker(pytest.mark.skip(reason=f"{mark}: run with --{mark}"))
                 break
-    # Processes that share the tests would else end with a long one, while the others wait.
-    items.sort(key=lambda item: "slow" not in item.keywords)
 
 
 def _parameter(target: Target) -> object:
