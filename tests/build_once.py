@@ -1,4 +1,4 @@
-"""Compiled once for all processes of a test run: who comes second waits, and finds what the first has made."""
+"""Made once for all processes of a test run: who comes second waits, and finds what the first has made."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import fcntl
 import os
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -16,12 +17,17 @@ def cache_folder(name: str) -> Path:
     return folder
 
 
-def make_once(target: Path, *command: str | Path) -> Path:
-    """``target``, which ``command`` with ``-o`` makes where it is missing; never a half of it, whoever is stopped."""
+def once(target: Path, make: Callable[[Path], object]) -> Path:
+    """``target``, which ``make`` writes where it is missing; never a half of it, whoever is stopped."""
     with open(target.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not target.exists():
             part = target.with_suffix(".part")
-            subprocess.run([*command, "-o", part], check=True)
+            make(part)
             part.replace(target)
     return target
+
+
+def make_once(target: Path, *command: str | Path) -> Path:
+    """``target``, which ``command`` with ``-o`` makes where it is missing."""
+    return once(target, lambda part: subprocess.run([*command, "-o", part], check=True))

@@ -7,7 +7,7 @@ Shapes (empty ones too), strides, dtypes, options, labels and weights are drawn 
 What must hold: a good call gives the reference's loss, statistics and gradients within the accuracy table, changes no input,
 and gives the same bits at another number of threads; NaN comes out where the reference has it; a bad call raises the
 reference's error with the reference's text; nothing crashes. Views lie in buffers full of NaN and invalid labels, so that a
-read beside them shows. ``tests/sanitize.sh --fuzz SECONDS`` runs this under AddressSanitizer and UndefinedBehaviorSanitizer.
+read beside them shows. ``tests/sanitize.py --fuzz SECONDS`` runs this under AddressSanitizer and UndefinedBehaviorSanitizer.
 """
 
 from __future__ import annotations

@@ -6,17 +6,16 @@ The comparison suite runs every backend on small cases; here are the shapes at w
 from __future__ import annotations
 
 import itertools
-import os
-import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+import instruction_sets
 import proac_cuda
+import sanitize
 from compare import assert_gradient_close, assert_loss_close
 from proac_cuda.backends import extension
 
@@ -24,7 +23,6 @@ pytestmark = pytest.mark.skipif(
     not proac_cuda.available_backends()["cpp"].can_run, reason=proac_cuda.available_backends()["cpp"].reason
 )
 
-TESTS = Path(__file__).resolve().parents[1]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 
@@ -241,30 +239,20 @@ def test_ignored_pixels_get_exactly_zero_whatever_the_rest() -> None:
         assert grad.permute(0, 2, 3, 1)[labels == 255].eq(0).all()
 
 
-def _forced(isa: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PROAC_CPU_ISA": isa}
-    return subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, check=False)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512", "amx"])
+@pytest.mark.parametrize("isa", instruction_sets.NAMES)
 def test_each_instruction_set(isa: str) -> None:
-    probe = _forced(isa, "-c", "from proac_cuda.backends import extension; print(extension.build_info()['cpu'])")
-    if "has no kernels" in probe.stderr:
+    if not instruction_sets.has(isa):
         pytest.skip(f"this CPU has no {isa}")
-    assert probe.stdout.split() == [isa], probe.stderr
     if isa == extension.build_info()["cpu"]:
         pytest.skip("it is what every other test runs")
-    files = [str(TESTS / "kernels" / "test_against_oracle.py"), str(TESTS / "api" / "test_behaviour.py"), __file__]
-    chosen = "not memory and not instruction_set and not sanitizers"
-    options = ["-q", "--slow", "--backend", "cpp", "-k", chosen, "-p", "no:cacheprovider"]
-    tests = _forced(isa, "-m", "pytest", *options, *files)
+    tests = instruction_sets.suite(isa)
     assert tests.returncode == 0, tests.stdout[-3000:]
 
 
 @pytest.mark.slow
 def test_an_unknown_instruction_set_is_an_error() -> None:
-    probe = _forced("sse9", "-c", "from proac_cuda.backends import extension; extension.build_info()")
+    probe = instruction_sets.python("sse9", "-c", "from proac_cuda.backends import extension; extension.build_info()")
     assert "RuntimeError" in probe.stderr and 'no kernels for "sse9"' in probe.stderr
 
 
@@ -293,20 +281,16 @@ print((peak() - before - x.numel() * 4) / (B * H * W))
 )
 def test_memory_per_pixel(options: str) -> None:
     """At most 32 bytes a pixel beyond inputs and outputs, and what threads and chunks need: N x K would be 600 a pixel."""
-    probe = _forced("", "-c", _MEMORY.replace("OPTIONS", options))
+    probe = instruction_sets.python("", "-c", _MEMORY.replace("OPTIONS", options))
     assert probe.returncode == 0, probe.stderr
     assert float(probe.stdout) < 32 + 4, probe.stdout  # 4 bytes a pixel are 8 MiB: tiles, partial sums, page tables
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the script preloads the sanitizers' library")
-def test_sanitizers_find_nothing() -> None:
-    script = TESTS / "sanitize.sh"
-    result = subprocess.run(
-        ["bash", str(script)],
-        env={**os.environ, "PYTHON": sys.executable},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, (result.stdout + result.stderr)[-4000:]
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the sanitizers' library is preloaded")
+@pytest.mark.parametrize("isa", instruction_sets.NAMES)
+def test_sanitizers_find_nothing(isa: str) -> None:
+    tests = sanitize.run(isa)
+    if tests is None:
+        pytest.skip(f"this CPU has no {isa}")
+    assert tests.returncode == 0, (tests.stdout + tests.stderr)[-4000:]
