@@ -81,7 +81,7 @@ struct SplitRows {
     *unit = finite ? static_cast<float>(std::ldexp(0x1p16, exponent - 23)) : std::nanf("");
     for (int64_t n = 0; finite && n < length; ++n) {
       const auto whole = static_cast<uint32_t>(std::lrint(std::ldexp(row[n * stride], 23 - exponent)));
-      const uint32_t bytes = (whole + 0x808080u) ^ 0x808080u;
+      const uint32_t bytes = (whole + kDigitOffset) ^ kDigitOffset;
       for (int digit = 0; digit < 3; ++digit)
         at(n)[digit * kTileBytes] = static_cast<int8_t>(bytes >> (16 - 8 * digit));
     }

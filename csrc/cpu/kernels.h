@@ -12,7 +12,11 @@ constexpr int kMaxRows = 6;                 // rows of a register block of the m
 constexpr int kClassPad = 16;               // the prototypes' gradient has its classes rounded up to this
 constexpr int kMaxAxes = 3;                 // spatial axes
 constexpr int kTileRows = 16;               // rows of the left factor that the tile unit multiplies at a time
+constexpr int kTileLanes = 16;              // pixels, of the right factor
 constexpr int kTileBytes = kTileRows * 64;  // each of its tiles
+
+// (v + offset) ^ offset has the three digits of the whole number v, from -128 to 127 each, as its lower bytes.
+constexpr uint32_t kDigitOffset = 0x808080;
 
 // For the tile unit a number is split into parts: one or two bfloat16 numbers, or three digits of 8 bits. Terms of a
 // tile's sums, and how many tiles the terms of sixteen rows, or of sixteen pixels, take.

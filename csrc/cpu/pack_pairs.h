@@ -18,19 +18,21 @@ constexpr bool kIsPairs = false;
 // Pairs of channels of the pixels of one tile.
 struct PixelPairs {
   int8_t* tiles;
-  int64_t strip;  // bytes
+  int64_t strip;
+  static constexpr int kRows = 2;
 
-  PROAC_MEMBER PixelPairs(int8_t* memory, int64_t channels)
-      : tiles(memory), strip(tile_strip(channels, 1) * kTileBytes) {}
+  PROAC_MEMBER PixelPairs(int8_t* memory, int64_t channels) : tiles(memory), strip(tile_strip(channels, 1)) {}
 
   // The pairs of channels 2 * group and 2 * group + 1, of pixels from i on.
-  PROAC_MEMBER uint32_t* at(int64_t group, int i) const {
-    int8_t* line = tiles + i / kTileLanes * strip + group / kTileRows * kTileBytes + group % kTileRows * 64;
-    return reinterpret_cast<uint32_t*>(line) + i % kTileLanes;
-  }
+  PROAC_MEMBER uint32_t* at(int64_t group, int i) const { return pixel_terms(tiles, strip, 1, group, i); }
   PROAC_MEMBER BFloat16* number(int64_t d, int i) const { return reinterpret_cast<BFloat16*>(at(d / 2, i)) + d % 2; }
 
-  PROAC_MEMBER void clear(int64_t) const { memset(tiles, 0, kTile / kTileLanes * strip); }
+  // The values are bfloat16 numbers.
+  PROAC_MEMBER void put(int64_t d, int i, const Vec<float>* value) const {
+    const auto first = reinterpret_cast<Vec<uint32_t>>(value[0]), second = reinterpret_cast<Vec<uint32_t>>(value[1]);
+    store<uint32_t>(at(d / 2, i), first >> 16 | second);
+  }
+  PROAC_MEMBER void clear(int64_t) const { memset(tiles, 0, kTile / kTileLanes * strip * kTileBytes); }
   PROAC_MEMBER Vec<float> channel(int64_t d, int i) const {
     return reinterpret_cast<Vec<float>>(load(at(d / 2, i)) >> static_cast<uint32_t>(16 * (d % 2)) << 16);
   }
@@ -43,41 +45,6 @@ constexpr bool kIsPairs<PixelPairs> = true;
 
 PROAC_INLINE Vec<float> first_of_pair(Vec<uint32_t> pair) { return reinterpret_cast<Vec<float>>(pair << 16); }
 PROAC_INLINE Vec<float> second_of_pair(Vec<uint32_t> pair) { return reinterpret_cast<Vec<float>>(pair & 0xffff0000u); }
-
-// Pixels that lie side by side, as pack_rows has them.
-static void pack_rows(const BFloat16* data, int64_t channel_stride, int64_t channels, const float* keep,
-                      PixelPairs pairs, float* square) {
-  constexpr int lanes = kLanes<float>, vectors = kTile / lanes;
-  Vec<float> total[vectors] = {}, mask[vectors];
-  for (int v = 0; v < vectors; ++v) mask[v] = load(keep + v * lanes);
-  for (int64_t begin = 0; begin < channels; begin += 64) {  // in blocks, so that the sums lose less
-    const int64_t end = begin + 64 < channels ? begin + 64 : channels;
-    Vec<float> sum[vectors] = {};
-    for (int64_t d = begin; d < end; d += 2) {
-      const BFloat16* row = data + d * channel_stride;
-      const bool two = d + 1 < channels;
-      if (d + kRowsAhead + 1 < channels) {
-        const char* ahead = reinterpret_cast<const char*>(row + kRowsAhead * channel_stride);
-        for (size_t byte = 0; byte < kTile * sizeof(BFloat16); byte += 64) {
-          __builtin_prefetch(ahead + byte);
-          __builtin_prefetch(ahead + channel_stride * sizeof(BFloat16) + byte);
-        }
-      }
-#pragma GCC unroll 16
-      for (int v = 0; v < vectors; ++v) {
-        const Vec<float> zero{}, next = two ? Vec<float>(load_as(row + channel_stride + v * lanes)) : zero;
-        const Vec<float> even = mask[v] > 0.0f ? Vec<float>(load_as(row + v * lanes)) : zero;
-        const Vec<float> odd = mask[v] > 0.0f ? next : zero;
-        store<uint32_t>(pairs.at(d / 2, v * lanes),
-                        reinterpret_cast<Vec<uint32_t>>(even) >> 16 | reinterpret_cast<Vec<uint32_t>>(odd));
-        sum[v] += even * even;
-        sum[v] += odd * odd;
-      }
-    }
-    for (int v = 0; v < vectors; ++v) total[v] += sum[v];
-  }
-  for (int v = 0; v < vectors; ++v) store(square + v * lanes, total[v]);
-}
 
 // Channels that lie side by side, as pack_columns has them: a pair is then one number of 32 bits already.
 static void pack_columns(const BFloat16* const* pixel, int64_t channels, PixelPairs pairs, float* square) {
@@ -115,7 +82,8 @@ static void pack_columns(const BFloat16* const* pixel, int64_t channels, PixelPa
 
 // Calls f with where the pixels of features F are packed: pairs or floats.
 template <class F, class Body>
-PROAC_INLINE void with_packed_pixels(const AnchorView& anchors, int64_t channels, const Workspace& work, Body body) {
+PROAC_INLINE void with_packed_pixels([[maybe_unused]] const AnchorView& anchors, [[maybe_unused]] int64_t channels,
+                                     const Workspace& work, Body body) {
 #if defined(PROAC_TILE_UNIT)
   if constexpr (kIsBFloat16<F>) {
     if (anchors.tile_use.pixels_as_pairs) {

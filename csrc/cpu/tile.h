@@ -21,7 +21,9 @@ struct alignas(64) PixelScale {
 template <class T>
 struct PixelFloats {
   T* data;
+  static constexpr int kRows = 1;  // channels that are stored together
 
+  PROAC_MEMBER void put(int64_t d, int i, const Vec<T>* value) const { store(data + d * kTile + i, value[0]); }
   PROAC_MEMBER void clear(int64_t channels) const { memset(data, 0, sizeof(T) * channels * kTile); }
   PROAC_MEMBER Vec<T> channel(int64_t d, int i) const { return load(data + d * kTile + i); }
   PROAC_MEMBER T get(int64_t d, int i) const { return data[d * kTile + i]; }
@@ -91,28 +93,34 @@ PROAC_INLINE void transpose(Vec<T>* row) {
 constexpr int kRowsAhead = 16;
 
 // Pixels that lie side by side: a row of the tile is a row of the features. `square` gets the sums of squares.
-template <class F, class T>
-static void pack_rows(const F* data, int64_t channel_stride, int64_t channels, const T* keep, PixelFloats<T> pixels,
-                      T* square) {
-  T* x = pixels.data;
+template <class F, class X, class T>
+static void pack_rows(const F* data, int64_t channel_stride, int64_t channels, const T* keep, X pixels, T* square) {
   constexpr int lanes = kLanes<T>, vectors = kTile / lanes;
   Vec<T> total[vectors] = {}, mask[vectors];
   for (int v = 0; v < vectors; ++v) mask[v] = load(keep + v * lanes);
   for (int64_t begin = 0; begin < channels; begin += 64) {  // in blocks, so that the sums lose less
     const int64_t end = begin + 64 < channels ? begin + 64 : channels;
     Vec<T> sum[vectors] = {};
-    for (int64_t d = begin; d < end; ++d) {
-      const F* row = data + d * channel_stride;
-      if (d + kRowsAhead < channels) {
-        const char* ahead = reinterpret_cast<const char*>(row + kRowsAhead * channel_stride);
+    for (int64_t d = begin; d < end; d += X::kRows) {
+      const F* row[X::kRows];
+      for (int r = 0; r < X::kRows; ++r) row[r] = d + r < channels ? data + (d + r) * channel_stride : nullptr;
+      if (d + kRowsAhead + X::kRows <= channels) {
 #pragma GCC unroll 16
-        for (size_t byte = 0; byte < kTile * sizeof(F); byte += 64) __builtin_prefetch(ahead + byte);
+        for (size_t byte = 0; byte < kTile * sizeof(F); byte += 64) {
+          for (int r = 0; r < X::kRows; ++r) {
+            __builtin_prefetch(reinterpret_cast<const char*>(row[r] + kRowsAhead * channel_stride) + byte);
+          }
+        }
       }
 #pragma GCC unroll 16
       for (int v = 0; v < vectors; ++v) {
-        const Vec<T> value = mask[v] > T(0) ? Vec<T>(load_as(row + v * lanes)) : Vec<T>{};
-        store(x + d * kTile + v * lanes, value);
-        sum[v] += value * value;
+        Vec<T> value[X::kRows];
+        for (int r = 0; r < X::kRows; ++r) {
+          const Vec<T> number = r == 0 || row[r] ? Vec<T>(load_as(row[r] + v * lanes)) : Vec<T>{};
+          value[r] = mask[v] > T(0) ? number : Vec<T>{};
+          sum[v] += value[r] * value[r];
+        }
+        pixels.put(d, v * lanes, value);
       }
     }
     for (int v = 0; v < vectors; ++v) total[v] += sum[v];

@@ -31,9 +31,8 @@ struct Digits {
   static void split(const float* rows, int64_t length, int8_t* tiles, float* unit) {
     constexpr float margin = 1 + 0x1p-7f;  // 2^23 itself would need a fourth digit
     constexpr int lanes = kLanes<float>;
-    const int64_t groups = tile_steps(length, kRowParts) * kTileRows;
+    const int64_t groups = tile_steps(length, kRowParts) * kTileRows, strip = tile_strip(length, kPixelParts);
     for (int i = 0; i < kTile; i += lanes) {
-      int8_t* strip = tiles + i / kTileLanes * tile_strip(length, kPixelParts) * kTileBytes + i % kTileLanes * 4;
       Vec<int32_t> top{};  // bits of floats without a sign are in the floats' order, NaN above all
       for (int64_t n = 0; n < length; ++n) {
         const Vec<int32_t> size = as_bits<float>(load(rows + n * kTile + i)) & 0x7fffffff;
@@ -51,16 +50,16 @@ struct Digits {
         for (int r = 0; r < 4; ++r) {
           const int64_t n = 4 * group + r;
           const Vec<float> value = n < length ? load(rows + n * kTile + i) : Vec<float>{};
-          q[r] = (nearest_integer(value * up0 * up1) + 0x808080u) ^ 0x808080u;  // its bytes are the digits now
+          q[r] = (nearest_integer(value * up0 * up1) + kDigitOffset) ^ kDigitOffset;
         }
         constexpr uint32_t even = 0x00ff00ffu, low = 0xffu, half = 0xffffu;
         const Vec<uint32_t> outer01 = (q[0] & even) | (q[1] & even) << 8, outer23 = (q[2] & even) | (q[3] & even) << 8;
         const Vec<uint32_t> middle01 = (q[0] >> 8 & low) | (q[1] & low << 8),
                             middle23 = (q[2] >> 8 & low) | (q[3] & low << 8);
-        int8_t* out = strip + group / kTileRows * kPixelParts * kTileBytes + group % kTileRows * 64;
-        store<uint32_t>(reinterpret_cast<uint32_t*>(out), outer01 >> 16 | (outer23 & half << 16));
-        store<uint32_t>(reinterpret_cast<uint32_t*>(out + kTileBytes), middle01 | middle23 << 16);
-        store<uint32_t>(reinterpret_cast<uint32_t*>(out + 2 * kTileBytes), (outer01 & half) | outer23 << 16);
+        uint32_t* out = pixel_terms(tiles, strip, kPixelParts, group, i);
+        store<uint32_t>(out, outer01 >> 16 | (outer23 & half << 16));
+        store<uint32_t>(out + kTileBytes / 4, middle01 | middle23 << 16);
+        store<uint32_t>(out + kTileBytes / 2, (outer01 & half) | outer23 << 16);
       }
     }
   }

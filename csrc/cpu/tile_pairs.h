@@ -29,20 +29,19 @@ struct Pairs {
   // The right factor, rows of [length][kTile]: 32 bits are two terms, the first in the low half.
   static void split(const float* rows, int64_t length, int8_t* tiles) {
     constexpr int lanes = kLanes<float>;
-    const int64_t groups = tile_steps(length, kRowParts) * kTileRows;
+    const int64_t groups = tile_steps(length, kRowParts) * kTileRows, strip = tile_strip(length, kPixelParts);
     for (int i = 0; i < kTile; i += lanes) {
-      int8_t* strip = tiles + i / kTileLanes * tile_strip(length, kPixelParts) * kTileBytes + i % kTileLanes * 4;
       for (int64_t group = 0; group < groups; ++group) {
         const float* at = rows + 2 * group * kTile + i;
         const Vec<float> even = 2 * group < length ? load(at) : Vec<float>{};
         const Vec<float> odd = 2 * group + 1 < length ? load(at + kTile) : Vec<float>{};
         const Vec<uint32_t> high0 = to_bfloat16(even), high1 = to_bfloat16(odd) << 16;
-        int8_t* out = strip + group / kTileRows * kPixelParts * kTileBytes + group % kTileRows * 64;
-        store<uint32_t>(reinterpret_cast<uint32_t*>(out), high0 | high1);
+        uint32_t* out = pixel_terms(tiles, strip, kPixelParts, group, i);
+        store<uint32_t>(out, high0 | high1);
         if constexpr (kPixelParts == 2) {
           const Vec<float> rest0 = even - reinterpret_cast<Vec<float>>(high0 << 16);
           const Vec<float> rest1 = odd - reinterpret_cast<Vec<float>>(high1);
-          store<uint32_t>(reinterpret_cast<uint32_t*>(out + kTileBytes), to_bfloat16(rest0) | to_bfloat16(rest1) << 16);
+          store<uint32_t>(out + kTileBytes / 4, to_bfloat16(rest0) | to_bfloat16(rest1) << 16);
         }
       }
     }

@@ -19,7 +19,6 @@ namespace proac::PROAC_ISA {
 
 #if defined(PROAC_TILE_UNIT)
 constexpr bool kHasTileUnit = true;
-constexpr int kTileLanes = 16;  // pixels of a tile
 constexpr int kTileAcross = 2 * kTileLanes;
 
 // Holds the tile unit's registers in the one shape that is used, 16 rows of 64 bytes, while it lives.
@@ -44,6 +43,12 @@ class TileUnit {
  private:
   bool used_;
 };
+
+// Where a right factor of `parts` parts has the first part of 32 bits of terms, the `group`-th, of pixel i.
+PROAC_INLINE uint32_t* pixel_terms(int8_t* tiles, int64_t strip, int parts, int64_t group, int i) {
+  int8_t* tile = tiles + (i / kTileLanes * strip + group / kTileRows * parts) * kTileBytes;
+  return reinterpret_cast<uint32_t*>(tile + group % kTileRows * 64) + i % kTileLanes;
+}
 
 // Where two strips of the left factor and two of the right one begin: what is multiplied at a time.
 struct TileBlock {
