@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from .camvid import CLASS_NAMES, RARE
-from .camvid_study import ARMS, BASELINE, SEEDS
+from .camvid_study import ARMS, BASELINE, BASELINE_PART, SEEDS
 from .figures import difference_lines, draw_all
 from .intervals import Estimate, estimate, paired
 from .markdown import markdown_table
@@ -43,8 +43,8 @@ def differences(found: pd.DataFrame, baseline: pd.DataFrame) -> dict[str, dict[s
 
 
 def against_baseline(logs: dict[str, list[dict[str, Any]]], part: str) -> dict[str, dict[str, Estimate]]:
-    """A part's arms minus cross-entropy, which the supervised part takes from the main one; none where it has no run."""
-    baseline = [run for run in logs["main" if part == "supervised" else part] if run["arm"] == BASELINE]
+    """A part's arms minus cross-entropy, which some parts take from the main one; none where it has no run."""
+    baseline = [run for run in logs[BASELINE_PART.get(part, part)] if run["arm"] == BASELINE]
     others = [run for run in logs[part] if run["arm"] != BASELINE]
     if not baseline or not others:
         return {}
@@ -112,7 +112,7 @@ def draw(output: Path) -> None:
     logs = read_logs(output)
     found = {
         f"{arm} ({row['mean'].count} seeds)": [row[column] for column in ("mean", "rare", *CLASS_NAMES)]
-        for part in ("main", "supervised")
+        for part in ("main", *BASELINE_PART)
         for arm, row in against_baseline(logs, part).items()
         if row["mean"].count > 1
     }

@@ -69,8 +69,29 @@ def test_the_protocol_is_what_the_arms_do():
     assert (authors.iterations, authors.batch_size, authors.crop, authors.enlarge) == (300, 8, (192, 256), 1.5)
     for words in ("lambda 0.1, temperature 0.1, D = 256", "300 steps of 8 images", "seeds 100 to 111", "seeds 0 to 3"):
         assert words in " ".join(protocol.split())
-    assert {"main": range(100, 112), "choices": range(4), "supervised": range(100, 106)} == camvid_study.SEEDS
+    assert camvid_study.SEEDS["main"] == camvid_study.SEEDS["chosen"] == range(100, 112)
+    assert camvid_study.SEEDS["choices"] == range(4) and camvid_study.SEEDS["supervised"] == range(100, 106)
     assert set(camvid.RARE) == {"pole", "sign", "pedestrian", "cyclist"}
+
+
+def test_what_is_chosen_did_best_on_the_validation_images():
+    """Each option for itself, the authors' setting among its values, by the committed runs."""
+    logs = camvid_report.read_logs(Path(camvid.__file__).parent / "results" / "camvid")
+    means = camvid_report.scores(logs["choices"])["mean"].groupby(level="arm").mean()
+    options = {}
+    for name, changes in camvid_study.CHOICES.items():
+        for option in changes:
+            options.setdefault(option, ["lambda 0.1"]).append(name)
+    assert set(options) == {
+        "proac_weight", "temperature", "embedding_dim", "label_sampling", "negative_reduction", "head", "prototypes",
+    }  # fmt: skip
+    best = [max(names, key=lambda name: means[f"ProAC, {name}"]) for names in options.values()]
+    assert [name for name in best if name != "lambda 0.1"] == list(camvid_study.CHOSEN)
+    (chosen,) = camvid_study.ARMS["chosen"]
+    config = chosen.config(camvid_study.PROTOCOL, 100)
+    assert (config.proac_weight, config.temperature, config.embedding_dim) == (0.3, 0.05, 64)
+    assert (config.negative_reduction, config.prototypes) == ("mean", "learnable")
+    assert (config.label_sampling, config.head) == ("nearest", "linear")
 
 
 @pytest.mark.slow
@@ -85,6 +106,7 @@ def test_a_small_study_is_run_by_two_processes_and_reported(root, tmp_path, caps
     }
     camvid_study.run_part("choices", root, tmp_path, seeds=[1], protocol=TINY)
     camvid_study.run_part("supervised", root, tmp_path / "alone", seeds=[1], protocol=TINY)
+    camvid_study.run_part("chosen", root, tmp_path, seeds=[1, 2], protocol=TINY)
     assert "Not compared yet: cross-entropy is of the part main" in camvid_report.report(tmp_path / "alone")
     camvid_report.draw(tmp_path)
     text = camvid_report.report(tmp_path)
@@ -94,6 +116,7 @@ def test_a_small_study_is_run_by_two_processes_and_reported(root, tmp_path, caps
     mean = sum(pairs) / 2
     (line,) = (line for line in text.splitlines() if line.startswith("| + 0.1 ProAC | 2 |"))
     assert f"| {mean:+.2f} +- " in line
+    assert any(line.startswith("| ProAC, the best of each option | 2 |") for line in text.splitlines())
     unfinished = "Not finished, and nothing follows from it yet:"
     assert f"## choices\n\n{unfinished} 13 of 52 runs.\n\n| loss | seeds | validation mIoU |" in text
     assert "ProAC, nearest-exact" in text
