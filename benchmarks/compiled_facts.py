@@ -15,7 +15,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -108,8 +108,8 @@ def stage_launches(
         )  # fmt: skip
 
 
-def triton_rows(cells: Iterable[Cell], jobs: int = 1) -> Iterator[Row]:
-    """Triton's kernels; what several cells launch alike gives one row, with the first of them."""
+def triton_rows(cells: Iterable[Cell], jobs: int = 1, kernels: Container[str] | None = None) -> Iterator[Row]:
+    """Triton's kernels, or some; what several cells launch alike gives one row, with the first of them."""
     from triton_offline import Variants
 
     found: dict[tuple[str, str, str], Cell] = {}
@@ -119,7 +119,7 @@ def triton_rows(cells: Iterable[Cell], jobs: int = 1) -> Iterator[Row]:
         for name, keys in variants.found.items():
             for key in sorted(keys):
                 found.setdefault((cell.architecture, name, key), cell)
-    tasks = [(cell, name, key) for (_, name, key), cell in found.items()]
+    tasks = [(cell, name, key) for (_, name, key), cell in found.items() if kernels is None or name in kernels]
     if jobs == 1:
         yield from map(triton_row, tasks)
         return

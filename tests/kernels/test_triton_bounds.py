@@ -29,7 +29,12 @@ from proac_cuda.backends.triton import gradient_by_classes as by_classes  # noqa
 
 MODULES = forward, merge_statistics, loss, backward, by_classes, prepare, prototype_gradient, selection
 KERNELS = {name for module in MODULES for name in vars(module) if name.endswith("_kernel")}
-BACKWARD = {"held": {"DO": 32, "HELD": 16}, "streamed": {"DO": 16}, "kept": {"KEPT": 16}}
+BACKWARD = {
+    "held": {"DO": 32, "HELD": 16},
+    "rows": {"DO": 32, "HELD": 32, "PIXEL_ROWS": True},
+    "streamed": {"DO": 16},
+    "kept": {"KEPT": 16},
+}
 CLASSES, CHANNELS = 18, 20  # both beyond one block of 16, and ragged
 
 

@@ -63,6 +63,18 @@ def test_no_spills_with_every_option(architecture):
     _check([Cell(architecture, dtype, 19, everything=True) for dtype in ("bfloat16", "float32")])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_no_spills_with_pixels_as_rows(dtype, channels_last):
+    """On sm_90 the gradient of many classes is made by the matrix unit that takes 64 rows and reads shared memory."""
+    cells = [Cell("sm_90", dtype, 150, 128 if more else 256, more, channels_last) for more in (False, True)]
+    rows = list(compiled_facts.triton_rows(cells, kernels=("gradient_by_classes_kernel",)))
+    assert len(rows) == 2
+    for row in rows:
+        assert row.spilled == row.local_accesses == 0 and row.tensor_core and row.shared <= 113 << 10, row
+
+
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("architecture", compiled_facts.ARCHITECTURES)
 def test_no_spills_in_the_whole_table(architecture):
@@ -200,8 +212,8 @@ def test_reads_of_150_classes(more_options):
         ]
         assert _reads(architecture, torch.float32, more_options) == [(1, 2.5), (1, 3.75)]
     assert _reads("sm_90", torch.float32, more_options) == [(1, 2.5), (1, 3.75)]
-    for architecture in ("sm_90", "sm_100"):
-        assert _reads(architecture, torch.bfloat16, more_options) == [(1, 2.5), (1, 5)]
+    assert _reads("sm_90", torch.bfloat16, more_options) == [(1, 2.5), (1, 5 if more_options else 2.5)]
+    assert _reads("sm_100", torch.bfloat16, more_options) == [(1, 2.5), (1, 5)]
     assert _reads("sm_120", torch.bfloat16, more_options) == [(1, 5), (1, 5)]
     for architecture in ("sm_100", "sm_120"):
         assert _reads(architecture, torch.float32, more_options) == [(1, 10 if more_options else 5), (2, 5)]
@@ -230,6 +242,37 @@ def test_ptx_gradient_of_prototypes_reads_what_is_calculated(dtype):
     assert calculated == (1 if dtype == torch.bfloat16 else 3)
     floor = features.numel() * features.element_size() / 32
     assert traffic["read_sectors"] == pytest.approx(calculated * floor, rel=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_ptx_gradient_with_pixels_as_rows(dtype, monkeypatch):
+    """The tile of sm_90 as sm_80 compiles it: every prototype is read once for both products."""
+    tile = tiles.backward_tiles(dtype, 256, 70, "sm_90")
+    assert tile.PIXEL_ROWS and tile.BM == 128
+    monkeypatch.setattr(tiles, "backward_tiles", lambda *_: tile)
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(1, 256, 8, 40, generator=generator).to(dtype)
+    labels = torch.randint(0, 70, (1, 8, 40), generator=generator)
+    prototypes, one = torch.randn(70, 256, generator=generator), torch.ones(())
+    exact = features.double(), labels, None, prototypes.double()
+    statistics, positive, _ = reference.class_statistics(*exact, None, None, 0.1, 255, False, False)
+    sums = reference.positive_sums(positive, labels, None, statistics, 255, False)
+    options = 0.1, 255, False, 0.0, 1, True, False
+    truth = reference.loss_gradients(*exact, None, None, statistics, sums, None, one.double(), *options)[0]
+    simulator = triton_replay.Simulator()
+    with instead_of_launching(simulator):
+        vectors = statistics.float(), sums.float(), None, one
+        found = launch.loss_gradients(features, labels, None, prototypes, None, None, *vectors, *options)[0]
+    rounded = (truth.to(dtype).double() - truth).norm()
+    assert (found.double() - truth).norm() <= 2e-4 * truth.norm() + rounded
+    _, counters, traffic = simulator.counters[-1]
+    assert counters.uninitialised_loads == 0
+    floor = features.numel() * features.element_size() / 32
+    assert traffic["features"]["read_sectors"] == pytest.approx(floor, rel=0.01)
+    assert traffic["grad_features"]["write_sectors"] == pytest.approx(floor, rel=0.01)
+    tiles_of_pixels, bytes_of_prototypes = 3, 80 * 256 * 2 * 2  # 320 pixels; five blocks of 16 classes, in two parts
+    assert traffic["anchors"]["read_sectors"] == tiles_of_pixels * bytes_of_prototypes / 32
 
 
 @pytest.mark.slow

@@ -121,10 +121,10 @@ def test_label_positions_beyond_2_31_pixels():
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="needs TRITON_INTERPRET=1")
-@pytest.mark.parametrize("backward", ["features held", "features streamed", "some kept", "none kept"])
+@pytest.mark.parametrize("backward", ["features held", "pixels as rows", "features streamed", "some kept", "none kept"])
 @pytest.mark.parametrize(
     "dtype, channels, classes",
-    [(torch.float32, 140, 37)] + [(dtype, 72, 5) for dtype in (torch.float64, torch.bfloat16, torch.float16)],
+    [(torch.float32, 140, 37), (torch.float16, 72, 37), (torch.float64, 72, 5), (torch.bfloat16, 72, 5)],
     ids=str,
 )
 def test_every_loop_goes_round(monkeypatch, dtype, channels, classes, backward):
@@ -133,6 +133,7 @@ def test_every_loop_goes_round(monkeypatch, dtype, channels, classes, backward):
 
     sizes = {
         "features held": {"DO": 256 if channels > 128 else 128, "HELD": 64},
+        "pixels as rows": {"DO": 256 if channels > 128 else 128, "HELD": 128, "PIXEL_ROWS": True},
         "features streamed": {"DO": 64},
         "some kept": {"KEPT": 32},
         "none kept": {"KEPT": 0},
@@ -159,6 +160,35 @@ def test_tiles_without_tensor_cores(monkeypatch, dtype, classes):
 
     monkeypatch.setattr(launch, "architecture", lambda device: "sm_75")
     _compare_every_option(dtype, 40, classes)
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="needs TRITON_INTERPRET=1")
+@pytest.mark.parametrize("pixel_rows", [False, True])
+@pytest.mark.parametrize("powers, length", [((-9, 2, 0), 0.1), ((2, -9, 0), 0.1), ((-4, -4, -4), 5e-4)], ids=str)
+def test_coefficients_beyond_the_range_of_float16(monkeypatch, powers, length, pixel_rows):
+    """Blocks of classes whose coefficients differ by powers of ten, in any order: each pixel's gradient is right by itself."""
+    import proac_cuda
+    from proac_cuda.backends.triton import tiles
+
+    tile = tiles.Tiles(16, 32, 16, 4, 1, DO=64, HELD=64, PIXEL_ROWS=pixel_rows)
+    monkeypatch.setattr(tiles, "backward_tiles", lambda *_: tile)
+    generator = torch.Generator().manual_seed(0)
+    prototypes = torch.randn(48, 64, generator=generator)
+    labels = torch.randint(0, 48, (1, 6, 10), generator=generator)
+    features = (
+        torch.randn(1, 64, 6, 10, generator=generator) / 64
+    ).half()  # short, so that no gradient is below float16
+    upstream = 10.0 ** torch.tensor(powers).repeat_interleave(16) * torch.rand(48, generator=generator)
+    answers = []
+    for backend, x in (("triton", features), ("reference", features.double())):
+        x.requires_grad_()
+        p = prototypes.to(torch.promote_types(x.dtype, torch.float32))
+        loss = proac_cuda.proac_loss(x, labels, p, temperature=0.5, reduction="none", backend=backend)
+        (upstream.to(loss.dtype) * loss).sum().backward()
+        answers.append(x.grad.double())
+    error, size = ((answers[0] - answers[1]).norm(dim=1), answers[1].norm(dim=1))
+    assert 1e-4 < size.min() < size.max() < 65504, "what float16 holds"
+    assert (error <= 1e-3 * size + 2.0**-25 * 8).all(), (error / size).max()  # and what float16 rounds, 64 numbers each
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="needs TRITON_INTERPRET=1")

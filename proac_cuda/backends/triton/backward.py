@@ -23,7 +23,7 @@ from .pixels import kernel, members, read_pixels, tile_of_pixels
 from .prepare import CONTRAST, LOG_Z, NEGATIVE_SCALE, PIXEL_SCALE, POSITIVE_SCALE
 from .vectors import (
     add_squares,
-    dot,
+    dot_with_pixels,
     load_features,
     load_parts,
     norm_and_inverse,
@@ -31,6 +31,7 @@ from .vectors import (
     pointers,
     round_to,
     split,
+    turned,
 )
 
 
@@ -107,22 +108,25 @@ def operands(grad, AXIS: tl.constexpr, CASE: tl.constexpr):
 
 @triton.jit
 def add_gradient(g, parts, grad, CASE: tl.constexpr):
-    """(11): g (BD, BM) + sum over a block of classes of phat[k, d] grad[k], phat in ``parts``, ``grad`` of :func:`operands`."""
+    """(11): g + sum over a block of classes of phat[k, d] grad[k], (BD, BM) as :func:`.vectors.turned` has it.
+
+    phat is in ``parts``, ``grad`` is of :func:`operands`, or (high, low, None) where g is in their units.
+    """
     high, low, factor = grad
     anchor = tl.trans(parts[0])
     if len(parts) == 2:
         rest = tl.trans(parts[1])
         start = g
-        if high.dtype == tl.float16:
+        if high.dtype == tl.float16 and factor is not None:
             start = tl.zeros_like(g)
-        product = dot(anchor, low, start, CASE)
-        product = dot(rest, high, product, CASE)
-        product = dot(anchor, high, product, CASE)
-        if high.dtype == tl.float16:
-            product = g + product * factor
+        product = dot_with_pixels(anchor, low, start, CASE)
+        product = dot_with_pixels(rest, high, product, CASE)
+        product = dot_with_pixels(anchor, high, product, CASE)
+        if high.dtype == tl.float16 and factor is not None:
+            product = g + product * turned(factor, CASE)
         return product
     else:
-        return dot(anchor, high, g, CASE)
+        return dot_with_pixels(anchor, high, g, CASE)
 
 
 @triton.jit

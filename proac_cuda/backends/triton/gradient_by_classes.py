@@ -4,6 +4,8 @@ As in :mod:`.backward`, but g grows over the blocks of classes, while a program 
 to D = DO each is read once, each gradient written once; HELD channels of a block of prototypes are read once for both products.
 16-bit features lie in shared memory meanwhile (SHARED; not on AMD), and registers are for g. Triton puts there what nothing
 but products take, so that the features are used for dx as a product, too: with the unit matrix, which is exact.
+With PIXEL_ROWS both factors of every product lie there: the matrix unit of sm_90 reads them itself, 64 rows at a time.
+In float16 g is in units of the pixel's largest coefficient so far, since coefficients have more orders of size than it has.
 Beyond that a program makes DO channels of the gradient and streams the others through, once to find |x| and once for each
 block of classes; the programs that share a tile follow each other, so that it is found in the L2 cache.
 """
@@ -13,10 +15,21 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .backward import add_gradient, gradient_of_similarities, operands, store_gradient
+from .backward import add_gradient, gradient_of_similarities, store_gradient
 from .forward import add_to_log_sum, times
 from .pixels import kernel, read_pixels, tile_of_pixels
-from .vectors import add_products, add_squares, dot, load_features, load_parts, norm_and_inverse, opaque
+from .vectors import (
+    add_products,
+    add_squares,
+    dot_with_pixels,
+    load_features,
+    load_parts,
+    no_products,
+    norm_and_inverse,
+    opaque,
+    split,
+    turned,
+)
 
 
 @triton.jit
@@ -51,7 +64,7 @@ def products(blocks, features, anchors, image, pixel, inside, k, SHARED: tl.cons
     x is there as ``blocks``, in shared memory or in registers; or, where those are not all channels, read from memory, and the
     tuple is empty.
     """
-    total = tl.full((CASE.KB, CASE.BM), 0.0, CASE.REAL)
+    total = no_products(CASE.KB, CASE)
     rows = ()
     if CASE.D <= CASE.DO:
         for block in tl.static_range(len(blocks)):
@@ -67,7 +80,7 @@ def products(blocks, features, anchors, image, pixel, inside, k, SHARED: tl.cons
             d = d0 + tl.arange(0, CASE.BD)
             x = load_features(features, image, pixel, inside, d, CASE)
             total = add_products(total, load_parts(anchors, k, d, CASE), x, CASE)
-    return total, rows
+    return turned(total, CASE), rows
 
 
 @triton.jit
@@ -106,8 +119,9 @@ def gradient_by_classes_kernel(
         normaliser = normaliser_of_pixels(
             x, features, anchors, image, pixel, inside, inverse * tau_inverse, SHARED, CASE
         )
-    g = times(tl.full((BD, CASE.BM), 0.0, CASE.REAL), BLOCKS)
+    g = times(no_products(BD, CASE), BLOCKS)
     along = tl.full((CASE.BM,), 0.0, CASE.REAL)
+    peak = tl.full((1, CASE.BM), 1e-37, CASE.REAL)
     for k0 in range(0, CASE.K, CASE.KB):
         k = opaque(k0 + tl.arange(0, CASE.KB), CASE)
         total, rows = products(x, features, anchors, image, pixel, inside, k, SHARED, CASE)
@@ -116,15 +130,27 @@ def gradient_by_classes_kernel(
             s, label, weight, normaliser, k, index, coefficients, sets, weights is not None, CASE
         )
         along += tl.sum(grad * s, 0)
-        grad_operands = operands(grad * tau_inverse, 0, CASE)
+        grad *= tau_inverse
+        if CASE.PART == tl.float16:
+            before = peak
+            peak = tl.maximum(peak, tl.max(tl.abs(grad), 0, keep_dims=True))  # of NaN and a number, the number
+            g = scaled(g, before / peak, CASE)
+            grad /= peak
+        high, low = grad, grad
+        if CASE.PARTS == 2:
+            high, low = split(grad, CASE.PART, CASE.INTERPRETED)
         grown = ()
         for block in tl.static_range(BLOCKS):
             if SHARES == 1 and block * BD < CASE.HELD:
-                parts = opaque_parts(rows[block], CASE)
+                parts = rows[block]
+                if not CASE.PIXEL_ROWS:  # else both products read them where they lie, in shared memory
+                    parts = opaque_parts(parts, CASE)
             else:
                 parts = load_parts(anchors, k, d_first + block * BD + tl.arange(0, BD), CASE, AGAIN=True)
-            grown = grown + (add_gradient(g[block], parts, grad_operands, CASE),)
+            grown = grown + (add_gradient(g[block], parts, (high, low, None), CASE),)
         g = grown
+    if CASE.PART == tl.float16:
+        g = scaled(g, peak, CASE)
     image, pixel, index, inside = tile_of_pixels(opaque(tile, CASE), tiling, CASE.BM, CASE.INDEX)
     if SHARED:
         # A loop that goes round once, which the compiler does not know: it reads features from shared memory in the loop
@@ -136,13 +162,23 @@ def gradient_by_classes_kernel(
             unit = tl.where(same, 1.0, 0.0).to(x[0].dtype)
             for block in tl.static_range(BLOCKS):
                 d = start + block * BD + tl.arange(0, BD)
-                own = dot(unit, x[block], tl.full((BD, CASE.BM), 0.0, CASE.REAL), CASE)
-                store_gradient(grad_features, image, pixel, inside, d, g[block], own, along, inverse, label >= 0, CASE)
+                own = turned(dot_with_pixels(unit, x[block], no_products(BD, CASE), CASE), CASE)
+                grown = turned(g[block], CASE)
+                store_gradient(grad_features, image, pixel, inside, d, grown, own, along, inverse, label >= 0, CASE)
     else:
         for block in tl.static_range(BLOCKS):
             d = d_first + block * BD + tl.arange(0, BD)
-            own = opaque(x[block], CASE)
-            store_gradient(grad_features, image, pixel, inside, d, g[block], own, along, inverse, label >= 0, CASE)
+            own, grown = opaque(x[block], CASE), turned(g[block], CASE)
+            store_gradient(grad_features, image, pixel, inside, d, grown, own, along, inverse, label >= 0, CASE)
+
+
+@triton.jit
+def scaled(blocks, factor, CASE: tl.constexpr):
+    """Blocks of g times a factor for each pixel, (1, BM)."""
+    result = ()
+    for block in tl.static_range(len(blocks)):
+        result = result + (blocks[block] * turned(factor, CASE),)
+    return result
 
 
 @triton.jit

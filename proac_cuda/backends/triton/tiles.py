@@ -9,7 +9,7 @@ each choice; the compiled facts (registers, spills, shared memory) of every row 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -38,6 +38,7 @@ class Tiles(NamedTuple):
     KEPT: int = 0
     HELD: int = 0
     BLOCKS: int = 1  #: of KB classes, of which a program deals with that many
+    PIXEL_ROWS: bool = False  #: products are (BM, n): a matrix unit that takes 64 rows at a time gets pixels
 
 
 def parts(dtype: torch.dtype, architecture: str) -> int:
@@ -115,7 +116,7 @@ def backward_tiles(
     if architecture == "interpreter":
         pixel_block = INTERPRETER_BM
     own = _power_of_two(channels, channel_block, held)
-    sizes = {"BM": pixel_block, "BD": channel_block, "num_warps": warps, "num_stages": 1}
+    sizes: dict[str, Any] = {"BM": pixel_block, "BD": channel_block, "num_warps": warps, "num_stages": 1}
     if classes <= one_block:
         return Tiles(KB=_power_of_two(classes, 16, one_block), KEPT=own, **sizes)
     if channels > held and classes <= 256 and dtype != torch.float64:
@@ -123,6 +124,16 @@ def backward_tiles(
             sizes["BD"] = 16  # 16 to 24 bytes are spilled with 32, at 40 classes
         return Tiles(KB=16 if dtype == torch.float32 else 32, KEPT=0, **sizes)
     held_prototypes = own  # or as much less as it takes that no register spills
+    if (
+        dtype in (torch.float16, torch.bfloat16)
+        and architecture == "sm_90"
+        and channels <= (128 if more_options else 256)
+    ):
+        # Both factors come from shared memory, so that registers are for sums alone; with more options 256 channels spill 8 to
+        # 32 bytes. On sm_100, whose products are made in tensor memory, Triton 3.6 asks for more of it than there is, and 3.9
+        # spills 72 bytes.
+        sizes |= {"BM": 128, "BD": min(own, 64), "PIXEL_ROWS": True}
+        return Tiles(KB=16, DO=own, HELD=own, **sizes)
     if dtype == torch.float32:
         held_prototypes = own // 2
     elif (

@@ -47,6 +47,33 @@ def dot(a, b, total, CASE: tl.constexpr):
 
 
 @triton.jit
+def turned(matrix, CASE: tl.constexpr):
+    """A matrix (n, BM) as products are kept, (BM, n) where CASE.PIXEL_ROWS; and back."""
+    if CASE.PIXEL_ROWS:
+        return tl.trans(matrix)
+    else:
+        return matrix
+
+
+@triton.jit
+def no_products(n: tl.constexpr, CASE: tl.constexpr):
+    """Zeros, n for each pixel, for :func:`dot_with_pixels` to add to."""
+    if CASE.PIXEL_ROWS:
+        return tl.full((CASE.BM, n), 0.0, CASE.REAL)
+    else:
+        return tl.full((n, CASE.BM), 0.0, CASE.REAL)
+
+
+@triton.jit
+def dot_with_pixels(a, b, total, CASE: tl.constexpr):
+    """``total + a b`` for b (n, BM); both sums as :func:`turned` has them."""
+    if CASE.PIXEL_ROWS:
+        return dot(tl.trans(b), tl.trans(a), total, CASE)
+    else:
+        return dot(a, b, total, CASE)
+
+
+@triton.jit
 def add_squares(squares, far_squares, values):
     """Sums of squares, plain and of the values scaled down so far that no norm within the type's range overflows."""
     FAR: tl.constexpr = 2.0**-512 if squares.dtype == tl.float64 else 2.0**-64
@@ -111,12 +138,12 @@ def load_parts(anchors, k, d, CASE: tl.constexpr, AGAIN: tl.constexpr = False):
 
 @triton.jit
 def add_products(total, parts, x, CASE: tl.constexpr):
-    """``total`` (KB, BM) + phat[k, d] x[d]: what the channels d add to <phat_k, x_i>.
+    """``total`` + phat[k, d] x[d]: what the channels d add to <phat_k, x_i>, as :func:`dot_with_pixels` has it.
 
     Features x (BD, BM) are as they lie, phat as of :func:`load_parts`.
     """
     for part in tl.static_range(len(parts)):
-        total = dot(parts[part], x.to(parts[part].dtype), total, CASE)
+        total = dot_with_pixels(parts[part], x.to(parts[part].dtype), total, CASE)
     return total
 
 
