@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Triton from 3.8 on gives ptxas an option that nvcc has not, --regAllocOptLevel=2, under which kernels near 255 registers spill
+# Triton from 3.8 on gives ptxas an option that its help does not name, --regAllocOptLevel=2, under which kernels near 255 registers spill
 # that fit without it. So registers and spills of Triton's kernels are not what ptxas alone says of their PTX.
 #
 # Versions: triton 3.8.0 (ptxas 13.3.33 for sm_100); 3.9.0 (13.4.59) gives the option, too, 3.6.0 (12.9.86) does not. No GPU needed.
