@@ -204,7 +204,7 @@ def _reads(architecture, dtype, more_options):
 
 @pytest.mark.parametrize("more_options", [False, True])
 def test_reads_of_150_classes(more_options):
-    """Over the features' bytes; on sm_100 16-bit features as on sm_90. What is above 1 for features: registers spill else."""
+    """Over the features' bytes. What is above 1 for features: registers spill else."""
     for architecture in ("sm_80", "sm_86", "sm_89"):
         assert _reads(architecture, torch.bfloat16, more_options) == [
             (1, 2.5),
@@ -219,25 +219,31 @@ def test_reads_of_150_classes(more_options):
         assert _reads(architecture, torch.float32, more_options) == [(1, 10 if more_options else 5), (2, 5)]
 
 
+def _gradient_in_the_simulator(dtype, spatial, classes, of_prototypes):
+    """One gradient of random features of 256 channels: (features, what the PTX gives, the truth, the launches' counters)."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(1, 256, *spatial, generator=generator).to(dtype)
+    labels = torch.randint(0, classes, (1, *spatial), generator=generator)
+    prototypes, one = torch.randn(classes, 256, generator=generator), torch.ones(())
+    exact = features.double(), labels, None, prototypes.double()
+    statistics, positive, _ = reference.class_statistics(*exact, None, None, 0.1, 255, False, False)
+    sums = reference.positive_sums(positive, labels, None, statistics, 255, False)
+    options = 0.1, 255, False, 0.0, 1, not of_prototypes, of_prototypes
+    truth = reference.loss_gradients(*exact, None, None, statistics, sums, None, one.double(), *options)
+    simulator = triton_replay.Simulator()
+    with instead_of_launching(simulator):
+        vectors = statistics.float(), sums.float(), None, one
+        found = launch.loss_gradients(features, labels, None, prototypes, None, None, *vectors, *options)
+    return features, found[of_prototypes], truth[of_prototypes], simulator.counters
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_ptx_gradient_of_prototypes_reads_what_is_calculated(dtype):
     """Of 19 classes: 16-bit features once."""
-    generator = torch.Generator().manual_seed(0)
-    features = torch.randn(1, 256, 32, 32, generator=generator).to(dtype)
-    labels = torch.randint(0, 19, (1, 32, 32), generator=generator)
-    prototypes, one = torch.randn(19, 256, generator=generator), torch.ones(())
-    exact = features.double(), labels, None, prototypes.double()
-    statistics, positive, _ = reference.class_statistics(*exact, None, None, 0.1, 255, False, False)
-    sums = reference.positive_sums(positive, labels, None, statistics, 255, False)
-    options = 0.1, 255, False, 0.0, 1, False, True
-    truth = reference.loss_gradients(*exact, None, None, statistics, sums, None, one.double(), *options)[1]
-    simulator = triton_replay.Simulator()
-    with instead_of_launching(simulator):
-        vectors = statistics.float(), sums.float(), None, one
-        found = launch.loss_gradients(features, labels, None, prototypes, None, None, *vectors, *options)[1]
+    features, found, truth, counters = _gradient_in_the_simulator(dtype, (32, 32), 19, of_prototypes=True)
     assert (found.double() - truth).norm() <= (5e-5 if dtype == torch.float32 else 2e-4) * truth.norm()
-    traffic = {name: arrays for name, _, arrays in simulator.counters}["prototype_gradient_kernel"]["features"]
+    traffic = {name: arrays for name, _, arrays in counters}["prototype_gradient_kernel"]["features"]
     calculated = reports("sm_80", dtype, 256, 19, False)[2].features
     assert calculated == (1 if dtype == torch.bfloat16 else 3)
     floor = features.numel() * features.element_size() / 32
@@ -251,23 +257,11 @@ def test_ptx_gradient_with_pixels_as_rows(dtype, monkeypatch):
     tile = tiles.backward_tiles(dtype, 256, 70, "sm_90")
     assert tile.PIXEL_ROWS and tile.BM == 128
     monkeypatch.setattr(tiles, "backward_tiles", lambda *_: tile)
-    generator = torch.Generator().manual_seed(0)
-    features = torch.randn(1, 256, 8, 40, generator=generator).to(dtype)
-    labels = torch.randint(0, 70, (1, 8, 40), generator=generator)
-    prototypes, one = torch.randn(70, 256, generator=generator), torch.ones(())
-    exact = features.double(), labels, None, prototypes.double()
-    statistics, positive, _ = reference.class_statistics(*exact, None, None, 0.1, 255, False, False)
-    sums = reference.positive_sums(positive, labels, None, statistics, 255, False)
-    options = 0.1, 255, False, 0.0, 1, True, False
-    truth = reference.loss_gradients(*exact, None, None, statistics, sums, None, one.double(), *options)[0]
-    simulator = triton_replay.Simulator()
-    with instead_of_launching(simulator):
-        vectors = statistics.float(), sums.float(), None, one
-        found = launch.loss_gradients(features, labels, None, prototypes, None, None, *vectors, *options)[0]
+    features, found, truth, counters = _gradient_in_the_simulator(dtype, (8, 40), 70, of_prototypes=False)
     rounded = (truth.to(dtype).double() - truth).norm()
     assert (found.double() - truth).norm() <= 2e-4 * truth.norm() + rounded
-    _, counters, traffic = simulator.counters[-1]
-    assert counters.uninitialised_loads == 0
+    _, launched, traffic = counters[-1]
+    assert launched.uninitialised_loads == 0
     floor = features.numel() * features.element_size() / 32
     assert traffic["features"]["read_sectors"] == pytest.approx(floor, rel=0.01)
     assert traffic["grad_features"]["write_sectors"] == pytest.approx(floor, rel=0.01)

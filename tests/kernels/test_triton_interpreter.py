@@ -164,8 +164,8 @@ def test_tiles_without_tensor_cores(monkeypatch, dtype, classes):
 
 @pytest.mark.skipif(not INTERPRETED, reason="needs TRITON_INTERPRET=1")
 @pytest.mark.parametrize("pixel_rows", [False, True])
-@pytest.mark.parametrize("powers, length", [((-9, 2, 0), 0.1), ((2, -9, 0), 0.1), ((-4, -4, -4), 5e-4)], ids=str)
-def test_coefficients_beyond_the_range_of_float16(monkeypatch, powers, length, pixel_rows):
+@pytest.mark.parametrize("powers", [(-9, 2, 0), (2, -9, 0), (-4, -4, -4)], ids=str)
+def test_coefficients_beyond_the_range_of_float16(monkeypatch, powers, pixel_rows):
     """Blocks of classes whose coefficients differ by powers of ten, in any order: each pixel's gradient is right by itself."""
     import proac_cuda
     from proac_cuda.backends.triton import tiles
@@ -175,9 +175,8 @@ def test_coefficients_beyond_the_range_of_float16(monkeypatch, powers, length, p
     generator = torch.Generator().manual_seed(0)
     prototypes = torch.randn(48, 64, generator=generator)
     labels = torch.randint(0, 48, (1, 6, 10), generator=generator)
-    features = (
-        torch.randn(1, 64, 6, 10, generator=generator) / 64
-    ).half()  # short, so that no gradient is below float16
+    features = torch.randn(1, 64, 6, 10, generator=generator) / 64  # short, so that no gradient is below float16
+    features = features.half()
     upstream = 10.0 ** torch.tensor(powers).repeat_interleave(16) * torch.rand(48, generator=generator)
     answers = []
     for backend, x in (("triton", features), ("reference", features.double())):
