@@ -21,8 +21,8 @@ class Simulator:
 
     architecture = "sm_80"
 
-    def __init__(self) -> None:
-        self.device = ptxsim.Device(seed=0)
+    def __init__(self, tensor_core: str = "exact") -> None:
+        self.device = ptxsim.Device(seed=0, tensor_core=tensor_core)
         self.counters: list[tuple[str, Any, dict[str, Any]]] = []
 
     def run(self, kernel: Any, grid: tuple[int, ...], **arguments: Any) -> None:

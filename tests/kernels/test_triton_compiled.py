@@ -23,6 +23,7 @@ from proac_cuda.backends import reference  # noqa: E402
 from proac_cuda.backends.triton import launch, tiles  # noqa: E402
 from proac_cuda.backends.triton.report import reports  # noqa: E402
 from proac_cuda.stages import REDUCTIONS  # noqa: E402
+from stage_comparison import close_gradient, make_aligned_case  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("error")  # what Triton will change, and says so, is decided here
 
@@ -68,11 +69,21 @@ def test_no_spills_with_every_option(architecture):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_no_spills_with_pixels_as_rows(dtype, channels_last):
     """On sm_90 the gradient of many classes is made by the matrix unit that takes 64 rows and reads shared memory."""
-    cells = [Cell("sm_90", dtype, 150, 128 if more else 256, more, channels_last) for more in (False, True)]
+    cells = [Cell("sm_90", dtype, 150, everything=more, channels_last=channels_last) for more in (False, True)]
     rows = list(compiled_facts.triton_rows(cells, kernels=("gradient_by_classes_kernel",)))
     assert len(rows) == 2
     for row in rows:
         assert row.spilled == row.local_accesses == 0 and row.tensor_core and row.shared <= 113 << 10, row
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["sm_100", "sm_120"])
+def test_no_spills_of_many_classes_in_float32(architecture):
+    """Where the most registers are taken: products in float32, every option, features held."""
+    kernels = "class_statistics_kernel", "gradient_by_classes_kernel"
+    rows = list(compiled_facts.triton_rows([Cell(architecture, "float32", 150, everything=True)], kernels=kernels))
+    assert sorted({row.kernel for row in rows}) == sorted(kernels)
+    assert all(row.spilled == row.local_accesses == 0 and row.tensor_core for row in rows), rows
 
 
 @pytest.mark.exhaustive
@@ -204,19 +215,19 @@ def _reads(architecture, dtype, more_options):
 
 @pytest.mark.parametrize("more_options", [False, True])
 def test_reads_of_150_classes(more_options):
-    """Over the features' bytes. What is above 1 for features: registers spill else."""
+    """Over the features' bytes; features themselves are read once."""
     for architecture in ("sm_80", "sm_86", "sm_89"):
         assert _reads(architecture, torch.bfloat16, more_options) == [
             (1, 2.5),
             (1, 3.75 if architecture == "sm_80" else 5),
         ]
         assert _reads(architecture, torch.float32, more_options) == [(1, 2.5), (1, 3.75)]
-    assert _reads("sm_90", torch.float32, more_options) == [(1, 2.5), (1, 3.75)]
-    assert _reads("sm_90", torch.bfloat16, more_options) == [(1, 2.5), (1, 5 if more_options else 2.5)]
-    assert _reads("sm_100", torch.bfloat16, more_options) == [(1, 2.5), (1, 5)]
+    assert _reads("sm_90", torch.bfloat16, more_options) == [(1, 2.5), (1, 2.5)]
+    assert _reads("sm_100", torch.bfloat16, more_options) == [(1, 5 if more_options else 2.5), (1, 5)]
     assert _reads("sm_120", torch.bfloat16, more_options) == [(1, 5), (1, 5)]
-    for architecture in ("sm_100", "sm_120"):
-        assert _reads(architecture, torch.float32, more_options) == [(1, 10 if more_options else 5), (2, 5)]
+    for architecture in ("sm_90", "sm_100"):
+        assert _reads(architecture, torch.float32, more_options) == [(1, 2.5), (1, 3.75)]
+    assert _reads("sm_120", torch.float32, more_options) == [(1, 2.5), (1, 3.4375)]
 
 
 def _gradient_in_the_simulator(dtype, spatial, classes, of_prototypes):
@@ -267,6 +278,32 @@ def test_ptx_gradient_with_pixels_as_rows(dtype, monkeypatch):
     assert traffic["grad_features"]["write_sectors"] == pytest.approx(floor, rel=0.01)
     tiles_of_pixels, bytes_of_prototypes = 3, 80 * 256 * 2 * 2  # 320 pixels; five blocks of 16 classes, in two parts
     assert traffic["anchors"]["read_sectors"] == tiles_of_pixels * bytes_of_prototypes / 32
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("classes", [19, 40])  # in one block; in two
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_ptx_on_tensor_cores_that_truncate(dtype, classes):
+    """Features on their prototypes, where truncated sums err to one side, and more with each channel: of 512, one in 100."""
+    case = make_aligned_case(dtype, 512, classes, pixels=64, noise=0.01)
+    features, labels, prototypes = case["features"], case["labels"], case["prototypes"].float()
+    vectors = reference.class_statistics(
+        features.double(), labels, None, prototypes.double(), None, None, 1.0, 255, False, False
+    )
+    sums = reference.positive_sums(vectors[1], labels, None, vectors[0], 255, False)
+    options = 1.0, 255, False, 0.0, 1, True, False
+    truth, _ = reference.loss_gradients(
+        features.double(), labels, None, prototypes.double(), None, None, vectors[0], sums, None,
+        torch.ones((), dtype=torch.float64), *options,
+    )  # fmt: skip
+    with instead_of_launching(triton_replay.Simulator(tensor_core="truncate")):
+        _, positive, _ = launch.class_statistics(features, labels, None, prototypes, None, None, 1.0, 255, False, False)
+        gradient, _ = launch.loss_gradients(
+            features, labels, None, prototypes, None, None, vectors[0].float(), sums.float(), None, torch.ones(()),
+            *options,
+        )  # fmt: skip
+    assert (positive - vectors[1]).abs().max() <= (1e-6 if dtype == torch.float32 else 2e-6)
+    close_gradient("features", gradient, truth, 5e-6 if dtype == torch.float32 else 2e-4)
 
 
 @pytest.mark.slow

@@ -132,10 +132,10 @@ def test_every_loop_goes_round(monkeypatch, dtype, channels, classes, backward):
     from proac_cuda.backends.triton import tiles
 
     sizes = {
-        "features held": {"DO": 256 if channels > 128 else 128, "HELD": 64},
+        "features held": {"DO": 256 if channels > 128 else 128, "HELD": 64, "LOOPED": True},
         "pixels as rows": {"DO": 256 if channels > 128 else 128, "HELD": 128, "PIXEL_ROWS": True},
         "features streamed": {"DO": 64},
-        "some kept": {"KEPT": 32},
+        "some kept": {"KEPT": 32, "LOOPED": True},
         "none kept": {"KEPT": 0},
     }[backward]
     monkeypatch.setattr(tiles, "MAX_CHUNKS", 3)

@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 
 from .forward import add_products_of_blocks, log_sum_of_blocks, times
-from .pixels import kernel, members, read_pixels, tile_of_pixels
+from .pixels import kernel, members, read_pixels, sampling_key, tile_of_pixels
 from .prepare import CONTRAST, LOG_Z, NEGATIVE_SCALE, PIXEL_SCALE, POSITIVE_SCALE
 from .vectors import (
     add_squares,
@@ -61,10 +61,10 @@ def products_and_features(features, anchors, image, pixel, inside, CASE: tl.cons
 
 @triton.jit
 def gradient_of_similarities(
-    s, label, weight, normaliser, k, index, coefficients, sets, WEIGHTED: tl.constexpr, CASE: tl.constexpr
+    s, label, weight, normaliser, k, key, coefficients, sets, WEIGHTED: tl.constexpr, CASE: tl.constexpr
 ):
     """(8), (9), (10): dL/dS_ki, (KB, BM); exactly 0 outside V. One exponential serves (8) and (9)."""
-    own, negative = members(label, k, index, sets, CASE.K)
+    own, negative = members(label, k, key, sets, CASE.K)
     positive_scale = tl.load(coefficients + POSITIVE_SCALE * CASE.K_PAD + k)[:, None]
     negative_scale = tl.load(coefficients + NEGATIVE_SCALE * CASE.K_PAD + k)[:, None]
     log_z = tl.load(coefficients + LOG_Z * CASE.K_PAD + k)[:, None]
@@ -170,12 +170,13 @@ def feature_gradient_kernel(
             s = s + (totals[block] * factor,)
         normaliser = log_sum_of_blocks(s, CASE)
     along = tl.full((CASE.BM,), 0.0, CASE.REAL)  # <g, xhat>
+    key = sampling_key(index, sets)
     grads = ()
     for block in tl.static_range(len(totals)):
         k = block * CASE.KB + tl.arange(0, CASE.KB)
         s = totals[block] * factor
         grad = gradient_of_similarities(
-            s, label, weight, normaliser, k, index, coefficients, sets, weights is not None, CASE
+            s, label, weight, normaliser, k, key, coefficients, sets, weights is not None, CASE
         )
         along += tl.sum(grad * s, 0)
         grads = grads + (operands(grad * tau_inverse, 0, CASE),)

@@ -16,8 +16,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .pixels import kernel, members, read_pixels, tile_of_pixels, tiles_of_chunk
-from .vectors import add_products, add_squares, load_features, load_parts, norm_and_inverse, opaque
+from .pixels import kernel, members, read_pixels, sampling_key, tile_of_pixels, tiles_of_chunk
+from .vectors import add_products, add_squares, load_features, load_parts, no_products, norm_and_inverse, opaque
 
 # Rows of the partial sums of a chunk: those of stages.py, but the log-sum-exp as maximum and sum.
 MAXIMUM = tl.constexpr(0)
@@ -48,7 +48,9 @@ def add_products_of_blocks(totals, anchors, x, k, d, CASE: tl.constexpr):
     grown = ()
     for block in tl.static_range(len(totals)):
         parts = load_parts(anchors, k + block * CASE.KB, d, CASE)
-        grown = grown + (add_products(totals[block], parts, x, CASE),)
+        # Tensor cores truncate their sums: a chain over all channels would be too small for features near their prototypes.
+        step = add_products(no_products(CASE.KB, CASE), parts, x, CASE)
+        grown = grown + (opaque(totals[block] + step, CASE),)  # else all steps are kept until the last is made
     return grown
 
 
@@ -65,7 +67,7 @@ def similarities_of_blocks(features, anchors, image, pixel, inside, k, inverse_t
         squares, far_squares = add_squares(squares, far_squares, x.to(CASE.REAL))
     _, inverse = norm_and_inverse(tl.sum(squares, 0), tl.sum(far_squares, 0))
     s = ()
-    for block in tl.static_range(CASE.BLOCKS):
+    for block in tl.static_range(len(totals)):
         s = s + (totals[block] * (inverse * inverse_temperature)[None, :],)
     return s, inverse
 
@@ -190,10 +192,11 @@ def class_statistics_kernel(
         factor, log_weight = one, one  # without weights: a number, which takes no register
         if weights is not None:
             factor, log_weight = weight[None, :], tl.log(weight)[None, :]
+        key = sampling_key(index, sets)
         for block in tl.static_range(BLOCKS):
             k = classes + block * KB
             row = rows + k
-            own, negative = members(label, k, index, sets, K)
+            own, negative = members(label, k, key, sets, K)
             terms = s[block]
             if weights is not None:
                 terms += log_weight

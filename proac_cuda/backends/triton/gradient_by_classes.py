@@ -17,7 +17,7 @@ import triton.language as tl
 
 from .backward import add_gradient, gradient_of_similarities, store_gradient
 from .forward import add_to_log_sum, times
-from .pixels import kernel, read_pixels, tile_of_pixels
+from .pixels import kernel, read_pixels, sampling_key, tile_of_pixels
 from .vectors import (
     add_products,
     add_squares,
@@ -26,6 +26,7 @@ from .vectors import (
     load_parts,
     no_products,
     norm_and_inverse,
+    once,
     opaque,
     split,
     turned,
@@ -70,9 +71,9 @@ def products(blocks, features, anchors, image, pixel, inside, k, SHARED: tl.cons
         for block in tl.static_range(len(blocks)):
             d = block * CASE.BD + tl.arange(0, CASE.BD)
             x = blocks[block]
+            parts = load_parts(anchors, k, d, CASE)
             if not SHARED:
                 x = opaque(x, CASE)
-            parts = load_parts(anchors, k, d, CASE)
             total = add_products(total, parts, x, CASE)
             rows = rows + (parts,)
     else:
@@ -121,13 +122,14 @@ def gradient_by_classes_kernel(
         )
     g = times(no_products(BD, CASE), BLOCKS)
     along = tl.full((CASE.BM,), 0.0, CASE.REAL)
+    key = sampling_key(index, sets)
     peak = tl.full((1, CASE.BM), 1e-37, CASE.REAL)
     for k0 in range(0, CASE.K, CASE.KB):
         k = opaque(k0 + tl.arange(0, CASE.KB), CASE)
         total, rows = products(x, features, anchors, image, pixel, inside, k, SHARED, CASE)
         s = total * inverse[None, :] * tau_inverse
         grad = gradient_of_similarities(
-            s, label, weight, normaliser, k, index, coefficients, sets, weights is not None, CASE
+            s, label, weight, normaliser, k, key, coefficients, sets, weights is not None, CASE
         )
         along += tl.sum(grad * s, 0)
         grad *= tau_inverse
@@ -153,11 +155,9 @@ def gradient_by_classes_kernel(
         g = scaled(g, peak, CASE)
     image, pixel, index, inside = tile_of_pixels(opaque(tile, CASE), tiling, CASE.BM, CASE.INDEX)
     if SHARED:
-        # A loop that goes round once, which the compiler does not know: it reads features from shared memory in the loop
-        # where they are used, and in front of it what it knows to be the same each time.
-        one = tl.full((), 1, tl.int32)
-        for _ in range(opaque(one, CASE)):
-            start = d_first + opaque(one, CASE) - 1
+        # Features are read from shared memory in the loop where they are used: in front of it all of them would be at once.
+        for _turn in range(once(CASE)):
+            start = d_first + once(CASE) - 1
             same = (start + tl.arange(0, BD))[:, None] == (d_first + tl.arange(0, BD))[None, :]
             unit = tl.where(same, 1.0, 0.0).to(x[0].dtype)
             for block in tl.static_range(BLOCKS):

@@ -73,6 +73,7 @@ class Case(NamedTuple):
     KEPT: int
     HELD: int
     PIXEL_ROWS: bool
+    LOOPED: bool
     REAL: Any  #: of sums
     PART: Any  #: of phat, and of what is multiplied with it
     PARTS: int
@@ -104,7 +105,8 @@ def case_of(
     return Case(
         K=shape[0], D=shape[1], K_PAD=padded[1], D_PAD=padded[2],
         PIXEL_ANCHOR=pixel_anchor, KB=tile.KB, BM=tile.BM, BD=tile.BD, BLOCKS=tile.BLOCKS, DO=tile.DO, KEPT=tile.KEPT,
-        HELD=tile.HELD, PIXEL_ROWS=tile.PIXEL_ROWS, REAL=_TYPES[real], PART=_TYPES[part], PARTS=padded[0],
+        HELD=tile.HELD, PIXEL_ROWS=tile.PIXEL_ROWS, LOOPED=tile.LOOPED,
+        REAL=_TYPES[real], PART=_TYPES[part], PARTS=padded[0],
         PRECISION="tf32x3" if tensor_cores and part == torch.float32 else "ieee",
         INDEX=index_type, INTERPRETED=interpreted,
         REGISTERS=None if interpreted else {"sm": "nvidia", "gf": "amd"}.get(architecture[:2]),

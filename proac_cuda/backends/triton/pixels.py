@@ -102,23 +102,41 @@ def read_pixels(index, inside, labels, weights, sampling, K, REAL):
 
 @triton.jit
 def random_keys(index, rng_state):
-    """First output word of Philox4x32-10 for each pixel, and the pixel's index over all ranks; int64."""
+    """First output word of Philox4x32-10 for each pixel, by its index over all ranks; uint32."""
     overall = index.to(tl.int64) + tl.load(rng_state + 1)
     low, high = (overall & 0xFFFFFFFF).to(tl.uint32), ((overall >> 32) & 0xFFFFFFFF).to(tl.uint32)
     zero = tl.zeros_like(low)
     key, _, _, _ = tl.philox(tl.load(rng_state), low, high, zero, zero)
-    return key.to(tl.int64), overall
+    return key
 
 
 @triton.jit
-def members(label, k, index, sets, K):
-    """(2): which of the pixels are in P_k and which in N_k, (KB, BM) each."""
+def sampling_key(index, sets):
+    """What sampled sets order pixels by: (:func:`random_keys`, index); None where all pixels of other classes are taken."""
+    key = None
+    if sets is not None:
+        key = (random_keys(index, sets.rng_state), index)
+    return key
+
+
+@triton.jit
+def members(label, k, key, sets, K):
+    """(2): which of the pixels are in P_k and which in N_k, (KB, BM) each; ``key`` is of :func:`sampling_key`."""
     own = label[None, :] == k[:, None]
     negative = (label >= 0)[None, :] & (k < K)[:, None] & ~own
     if sets is not None:
-        key, overall = random_keys(index, sets.rng_state)
-        last_key = tl.load(sets.thresholds + 2 * k, mask=k < K, other=0)[:, None]
-        last_index = tl.load(sets.thresholds + 2 * k + 1, mask=k < K, other=0)[:, None]
-        drawn = (key[None, :] < last_key) | ((key[None, :] == last_key) & (overall[None, :] <= last_index))
-        negative = negative & drawn
+        last, last_index = last_members(k, key[1].dtype, sets, K)
+        drawn, index = key[0][None, :], key[1][None, :]
+        negative = negative & ((drawn < last) | ((drawn == last) & (index <= last_index)))
     return own, negative
+
+
+@triton.jit
+def last_members(k, INDEX: tl.constexpr, sets, K):
+    """The last (random key, index) of each class's set, (KB, 1), in the types of the pixels', which take half the registers."""
+    most: tl.constexpr = 2**31 - 1 if INDEX == tl.int32 else 2**63 - 1
+    key = tl.load(sets.thresholds + 2 * k, mask=k < K, other=0)
+    index = tl.load(sets.thresholds + 2 * k + 1, mask=k < K, other=0) - tl.load(sets.rng_state + 1)
+    all_taken = key > 0xFFFFFFFF
+    index = tl.where(all_taken, most, tl.minimum(tl.maximum(index, -1), most))
+    return tl.where(all_taken, 0xFFFFFFFF, key).to(tl.uint32)[:, None], index.to(INDEX)[:, None]

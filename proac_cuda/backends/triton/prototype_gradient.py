@@ -14,7 +14,7 @@ import triton.language as tl
 from .backward import gradient_of_similarities, operands
 from .forward import similarities_of_blocks, times
 from .gradient_by_classes import load_blocks, normaliser_of_pixels, products
-from .pixels import kernel, read_pixels, tile_of_pixels, tiles_of_chunk
+from .pixels import kernel, read_pixels, sampling_key, tile_of_pixels, tiles_of_chunk
 from .vectors import EPS, dot, opaque
 
 
@@ -50,8 +50,9 @@ def prototype_gradient_kernel(
             normaliser = normaliser_of_pixels(
                 x, features, anchors, image, pixel, inside, inverse * tau_inverse, False, CASE
             )
+        key = sampling_key(index, sets)
         grown = ()
-        for block in tl.static_range(CASE.BLOCKS):
+        for block in tl.static_range(len(sums)):
             k = classes + block * KB
             if D <= CASE.DO:
                 total, _ = products(x, features, anchors, image, pixel, inside, k, False, CASE)
@@ -59,12 +60,12 @@ def prototype_gradient_kernel(
             else:
                 similarity = s[block]
             grad = gradient_of_similarities(
-                similarity, label, weight, normaliser, k, index, coefficients, sets, weights is not None, CASE
+                similarity, label, weight, normaliser, k, key, coefficients, sets, weights is not None, CASE
             )
             grad_operands = operands(grad * (inverse * tau_inverse)[None, :], 1, CASE)
             grown = grown + (add_outer(sums[block], grad_operands, x, CASE),)
         sums = grown
-    for block in tl.static_range(CASE.BLOCKS):
+    for block in tl.static_range(len(sums)):
         k = first + block * KB + opaque(tl.arange(0, KB), CASE)
         row = partials + (chunk.to(tl.int64) * K + k)[:, None] * D
         for part in tl.static_range(PARTS):

@@ -26,7 +26,7 @@ def count_digits_kernel(
     image, pixel, index, inside = tile_of_pixels(tl.program_id(0), tiling, BM, INDEX)
     label, _, _, _, _, _ = read_pixels(index, inside, labels, weights, sampling, K, REAL)
     kept = label >= 0
-    key, _ = random_keys(index, rng_state)
+    key = random_keys(index, rng_state).to(tl.int64)
     value = index.to(tl.int64) if OF_INDEX else key
     digit = (value >> shift) & 255
     one = tl.full((BM,), 1, tl.int64)

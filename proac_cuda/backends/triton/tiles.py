@@ -38,6 +38,7 @@ class Tiles(NamedTuple):
     KEPT: int = 0
     HELD: int = 0
     BLOCKS: int = 1  #: of KB classes, of which a program deals with that many
+    LOOPED: bool = False  #: each float32 product stands in a loop of its own
     PIXEL_ROWS: bool = False  #: products are (BM, n): a matrix unit that takes 64 rows at a time gets pixels
 
 
@@ -81,17 +82,14 @@ def _many_classes(dtype: torch.dtype, classes: int, architecture: str, more_opti
 
     Each tile of pixels reads all prototypes, from the cache: the more pixels, the better, until registers spill.
     """
-    if dtype == torch.float32 and architecture in ("sm_100", "sm_120"):  # blocks of 32: 16 bytes are spilled
-        if classes <= 128:
-            return Tiles(_power_of_two(classes, 64, 128), 32 if more_options else 64, 16, 8, 2)
-        return Tiles(128, 16 if more_options else 32, 16, 8, 3 if architecture == "sm_100" else 2, BLOCKS=2)
     blocks = min(8, -(-classes // 32))
-    pixel_block = 128 if architecture in (*AMPERE, "sm_90", "sm_100") else 64
-    if dtype == torch.float32:
-        pixel_block //= 2
-    if blocks > 5:
-        pixel_block //= 2
-    return Tiles(32, pixel_block, 16, 8, 2, BLOCKS=blocks)
+    # S takes half of the registers. With more options 128 pixels spill 16 bytes on sm_100, 8 to 300 on sm_120.
+    wide = architecture != "sm_120" and not (architecture == "sm_100" and more_options)
+    pixel_block = 128 if dtype != torch.float32 and blocks <= 5 and wide else 64
+    channel_block = 16
+    if dtype == torch.float32 and blocks > 5 and architecture == "sm_100" and not more_options:
+        channel_block = 32  # 8 bytes are spilled with 16, at 256 classes
+    return Tiles(32, pixel_block, channel_block, 8, 2, BLOCKS=blocks)
 
 
 def backward_tiles(
@@ -111,12 +109,11 @@ def backward_tiles(
     if dtype == torch.float64:
         channel_block, warps, pixel_block = 16, 4, 32
         one_block, held = 16, 64
-    elif dtype == torch.float32 and (architecture == "sm_120" or (architecture == "sm_100" and classes > one_block)):
-        held = 128  # 8 to 24 bytes are spilled with 256
     if architecture == "interpreter":
         pixel_block = INTERPRETER_BM
     own = _power_of_two(channels, channel_block, held)
     sizes: dict[str, Any] = {"BM": pixel_block, "BD": channel_block, "num_warps": warps, "num_stages": 1}
+    sizes["LOOPED"] = dtype == torch.float32  # else 8 to 184 bytes are spilled
     if classes <= one_block:
         return Tiles(KB=_power_of_two(classes, 16, one_block), KEPT=own, **sizes)
     if channels > held and classes <= 256 and dtype != torch.float64:
@@ -124,18 +121,13 @@ def backward_tiles(
             sizes["BD"] = 16  # 16 to 24 bytes are spilled with 32, at 40 classes
         return Tiles(KB=16 if dtype == torch.float32 else 32, KEPT=0, **sizes)
     held_prototypes = own  # or as much less as it takes that no register spills
-    if (
-        dtype in (torch.float16, torch.bfloat16)
-        and architecture == "sm_90"
-        and channels <= (128 if more_options else 256)
-    ):
-        # Both factors come from shared memory, so that registers are for sums alone; with more options 256 channels spill 8 to
-        # 32 bytes. On sm_100, whose products are made in tensor memory, Triton 3.6 asks for more of it than there is, and 3.9
-        # spills 72 bytes.
+    if dtype in (torch.float16, torch.bfloat16) and architecture == "sm_90" and channels <= held:
+        # Both factors come from shared memory, so that registers are for sums alone. On sm_100, whose products are made in
+        # tensor memory, Triton 3.6 asks for more of it than there is, and 3.9 spills 72 bytes.
         sizes |= {"BM": 128, "BD": min(own, 64), "PIXEL_ROWS": True}
         return Tiles(KB=16, DO=own, HELD=own, **sizes)
     if dtype == torch.float32:
-        held_prototypes = own // 2
+        held_prototypes = own * 5 // 8 if architecture == "sm_120" else own // 2
     elif (
         dtype != torch.float64 and architecture == "sm_80" and channels <= held
     ):  # elsewhere 16 to 64 bytes are spilled

@@ -2,7 +2,7 @@
 
 Tensor cores take their operands in few bits. What the products here are made of:
 
-* float32: ``input_precision="tf32x3"`` (on AMD "ieee"): each operand is split in two, three of the four products are summed.
+* float32: each operand is split in two numbers for tensor cores, three of the four products are summed (on AMD "ieee").
 * 16 bits: the features are exact as they are; prototypes and coefficients are split in two 16-bit parts, v = high + low
   with |v - high - low| <= 2^-18 |v| (bfloat16; 2^-22 for float16). Since sum_d |xhat_d| |phat_d| <= 1, a cosine is off by
   at most 3.8e-6, and by about 1e-6 / sqrt(D) as a rule.
@@ -38,10 +38,42 @@ def split(value, DTYPE: tl.constexpr, INTERPRETED: tl.constexpr):
 
 
 @triton.jit
+def split_for_tf32(value):
+    """``value`` (float32) as high + low: tensor cores take the first 11 bits of each, which are all of high's."""
+    bits = value.to(tl.int32, bitcast=True)
+    high = ((bits + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+    return high, value - high
+
+
+@triton.jit
+def product_in_tf32(a, b):
+    """``a b``, float32, but for the product of both low parts.
+
+    Triton's "tf32x3" is the same, but spends as many instructions again on infinities and NaN; what holds either here has |x|
+    infinite or NaN, too, by which it is multiplied afterwards.
+    """
+    a_high, a_low = split_for_tf32(a)
+    b_high, b_low = split_for_tf32(b)
+    product = tl.dot(a_low, b_high, input_precision="tf32")
+    product = tl.dot(a_high, b_low, product, input_precision="tf32")
+    return tl.dot(a_high, b_high, product, input_precision="tf32")
+
+
+@triton.jit
 def dot(a, b, total, CASE: tl.constexpr):
-    """``total + a b``. The interpreter is wrong for bfloat16 operands, so there they are cast up: exactly."""
+    """``total + a b``. The interpreter is wrong for bfloat16 operands, so there they are cast up: exactly.
+
+    Of many float32 products one after the other, ptxas puts the last step, the addition, behind all of them, and keeps them
+    in registers until then: with LOOPED, loops keep it where it is (and Triton from loading ahead in the loop around them).
+    """
     if CASE.INTERPRETED and a.dtype == tl.bfloat16:
         return tl.dot(a.to(tl.float32), b.to(tl.float32), total)
+    elif CASE.PRECISION == "tf32x3" and CASE.LOOPED:
+        for _turn in range(once(CASE)):
+            total += product_in_tf32(a, b)
+        return total
+    elif CASE.PRECISION == "tf32x3":
+        return total + product_in_tf32(a, b)
     else:
         return tl.dot(a, b, total, input_precision=CASE.PRECISION, out_dtype=total.dtype)
 
@@ -166,6 +198,12 @@ def opaque(x, CASE: tl.constexpr):
             return tl.inline_asm_elementwise("", "=f,0", [x], dtype=x.dtype, is_pure=False, pack=PACK)
         else:
             return tl.inline_asm_elementwise("", "=r,0", [x], dtype=x.dtype, is_pure=False, pack=PACK)
+
+
+@triton.jit
+def once(CASE: tl.constexpr):
+    """The number of turns of a loop that goes round once, which the compiler does not know: what is in it, it leaves there."""
+    return opaque(tl.full((), 1, tl.int32), CASE)
 
 
 @triton.jit
