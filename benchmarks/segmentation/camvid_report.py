@@ -12,9 +12,16 @@ from .camvid_study import ARMS, BASELINE, BASELINE_PART, SEEDS
 from .figures import difference_lines, draw_all
 from .intervals import Estimate, estimate, paired
 from .markdown import markdown_table
+from .stress import CONDITIONS
 from .study import read_runs
 
 PICTURE = "differences.png"
+PICTURED = "main", "chosen", "supervised"
+PROBES = {
+    "gradient_ratio": "gradient of ProAC over that of cross-entropy",
+    "own": "cosine of own pixels",
+    "hardest": "of the hardest other pixel",
+}
 
 
 def scores(records: list[dict[str, Any]]) -> pd.DataFrame:
@@ -69,6 +76,9 @@ def report(output: Path) -> str:
     for part, records in logs.items():
         if records:
             lines += _part(part, scores(records), against_baseline(logs, part))
+            if part == "stress":
+                lines += _stress(logs)
+            lines += _probes(records)
             if part == "main" and (output / PICTURE).exists():
                 lines += [f"![Differences to cross-entropy, paired by seed, with 95 % intervals]({PICTURE})", ""]
     return "\n".join(lines)
@@ -107,12 +117,54 @@ def _part(part: str, found: pd.DataFrame, compared: dict[str, dict[str, Estimate
     ]
 
 
+def _stress(logs: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """Every loss whose networks saw the changed test images, minus the cross-entropy that did."""
+    runs = {
+        (run["title"], run["seed"]): {name: score["mean_iou"] for name, score in run["scores"].items()}
+        for part in ("stress", "supervised")
+        for run in logs[part]
+    }
+    table = 100 * pd.DataFrame.from_dict(runs, orient="index").astype(float)
+    table["mean"] = table[list(CONDITIONS)].mean(axis=1)
+    table.index = pd.MultiIndex.from_tuples(runs, names=["arm", "seed"])
+    title = next(arm.title for arm in ARMS["stress"] if arm.name == BASELINE)
+    if title not in table.index:
+        return []
+    baseline = table.loc[title]
+    found = differences(table.drop(title, level="arm"), baseline)
+    rows = [
+        [
+            "mean of the eight changes" if name == "mean" else name,
+            estimate(baseline[name]).spread(2),
+            *(row[name].interval(2) for row in found.values()),
+        ]
+        for name in table
+    ]
+    return [
+        "Changed test images, mean IoU; of the other losses the difference to cross-entropy:",
+        "",
+        markdown_table(["test images", title, *found], rows, "---:"),
+        "",
+    ]
+
+
+def _probes(records: list[dict[str, Any]]) -> list[str]:
+    """Of the arms that were looked at during training: means over seeds, a row for each step."""
+    found = [{"arm": run["title"], **probe} for run in records for probe in run.get("probes", [])]
+    if not found:
+        return []
+    means = pd.DataFrame(found).groupby(["step", "arm"], sort=False).mean().unstack("arm")
+    head = ["before step", *(f"{PROBES[quantity]}, {arm}" for quantity, arm in means)]
+    rows = [[step, *(f"{value:.2f}" for value in row)] for step, *row in means.itertuples()]
+    return ["During training, means over seeds:", "", markdown_table(head, rows, "---:"), ""]
+
+
 def draw(output: Path) -> None:
     """``output``/differences.png: the test part's differences of the mean, the rare classes and every class."""
     logs = read_logs(output)
     found = {
         f"{arm} ({row['mean'].count} seeds)": [row[column] for column in ("mean", "rare", *CLASS_NAMES)]
-        for part in ("main", *BASELINE_PART)
+        for part in PICTURED
         for arm, row in against_baseline(logs, part).items()
         if row["mean"].count > 1
     }

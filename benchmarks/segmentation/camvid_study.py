@@ -28,9 +28,13 @@ AUTHORS = {"proac_weight": 0.1}  # with temperature 0.1, D = 256, uniform protot
 BASELINE = "cross_entropy"
 
 #: Seeds of each part. Those of the main comparison were never trained with before it.
-SEEDS = {"main": range(100, 112), "choices": range(4), "chosen": range(100, 112), "supervised": range(100, 106)}
+SEEDS = {
+    "main": range(100, 112), "choices": range(4), "chosen": range(100, 112), "supervised": range(100, 106),
+    "stress": range(100, 106), "prototypes": range(100, 103),
+}  # fmt: skip
 #: The part that trains the cross-entropy which a part is compared with, where that is another one.
-BASELINE_PART = {"chosen": "main", "supervised": "main"}
+BASELINE_PART = {"chosen": "main", "supervised": "main", "prototypes": "main"}
+PROBED = AUTHORS | {"probe_every": 33}  # ten times in 300 steps
 
 CHOICES: dict[str, dict[str, Any]] = {
     "lambda 0.03": {"proac_weight": 0.03},
@@ -62,6 +66,10 @@ def _arms() -> dict[str, list[Arm]]:
             "focal": ("focal loss", {"supervised": "focal"}),
             "dice": ("cross-entropy + Dice", {"supervised": "dice"}),
             "twin": ("+ 0.1 pixel-anchored twin", AUTHORS | {"anchors": "pixels"}),
+        },
+        "stress": {BASELINE: baseline, "proac": ("+ 0.1 ProAC", PROBED)},
+        "prototypes": {
+            kind: (f"+ 0.1 ProAC, {kind} prototypes", PROBED | {"prototypes": kind}) for kind in ("random", "learnable")
         },
     }
     return {

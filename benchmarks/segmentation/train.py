@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import warnings
 from collections.abc import Callable
@@ -55,6 +56,7 @@ class TrainConfig:
     learning_rate: float = 2e-3
     weight_decay: float = 0.01
     seed: int = 0  # initial weights, order of the data, augmentation
+    probe_every: int = 0  # steps from one Training.probe to the next; 0: none
     device: str = "cpu"
 
 
@@ -69,6 +71,7 @@ class StepRecord:
     proac_seconds: float | None
     classes: int = 2  # with pixels in the batch; below two there is no contrast, and ProAC is 0
     pseudo_label_accuracy: float | None = None  # against the target's labels, which the training does not see
+    probe: dict[str, float] | None = None  # of the network before the step, on its batch
 
 
 @dataclass
@@ -232,6 +235,8 @@ class Training:
         if adapting:
             images, labels, weight, accuracy = self._with_target(images, labels)
         self.network.train()
+        probing = self.proac is not None and config.probe_every and len(self.history) % config.probe_every == 0
+        probe = self.probe(images, labels, weight) if probing else None
         self.optimizer.zero_grad()
         logits, features = self._forward(images)
         ce = run_loss(lambda x: self._cross_entropy(x, labels, weight), logits)
@@ -256,10 +261,38 @@ class Training:
             proac_seconds=contrast.seconds if contrast else None,
             classes=len(labels[labels != IGNORE_INDEX].unique()),
             pseudo_label_accuracy=accuracy,
+            probe=probe,
         )
         self.schedule.step()
         self.history.append(record)
         return record
+
+    def probe(self, images: Tensor, labels: Tensor, weight: Tensor | None = None) -> dict[str, float]:
+        """How strong ProAC is beside cross-entropy on a batch, and how far it has come; what is trained stays as it is.
+
+        Returns:
+            "gradient_ratio": norm of lambda * ProAC's gradient over that of cross-entropy, at the feature map that both heads
+            read. "own": cosine of a class's pixels with its prototype. "hardest": that of the other classes' closest pixel.
+            Cosines are means over the classes that the batch holds.
+        """
+        assert self.proac is not None
+        # Copies: a pass moves the statistics of batch normalisation, and a draw of negatives the random numbers.
+        network, proac = copy.deepcopy((self.network.train(), self.proac))
+        proac.return_stats = True
+        size = self.config.batch_size
+        with torch.no_grad():
+            maps = [network.feature_map(images[part : part + size]) for part in range(0, len(images), size)]
+        x = torch.cat(maps).requires_grad_()
+        with torch.random.fork_rng():
+            contrast, stats = proac(network.embedding(x), labels, weight)
+        terms = self.config.proac_weight * contrast, self._cross_entropy(network.classifier(x), labels, weight)
+        norms = [torch.autograd.grad(term, x)[0].norm() for term in terms]
+        found = {
+            "gradient_ratio": norms[0] / norms[1],
+            "own": stats.mean_positive_cosine.nanmean(),
+            "hardest": stats.hardest_negative_cosine.nanmean(),
+        }
+        return {name: value.item() for name, value in found.items()}
 
     def _with_target(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor | None, float]:
         """A batch with target images and their pseudo labels appended: images, labels, pixel weights, accuracy."""

@@ -16,8 +16,9 @@ from benchmarks.segmentation import camvid, camvid_report, camvid_study
 from benchmarks.segmentation.__main__ import main
 from benchmarks.segmentation.data import DataError, augment, to_tensor
 from benchmarks.segmentation.network import SegmentationNetwork
+from benchmarks.segmentation.stress import CONDITIONS
 from benchmarks.segmentation.study import plain, read_runs, recorded_config
-from benchmarks.segmentation.train import cross_entropy, dice_loss
+from benchmarks.segmentation.train import Training, cross_entropy, dice_loss, train
 
 TINY = replace(
     camvid_study.PROTOCOL, backbone="residual", widths=(4, 6), pyramid_width=4, embedding_dim=8, iterations=3,
@@ -67,10 +68,20 @@ def test_the_protocol_is_what_the_arms_do():
     assert (authors.proac_weight, authors.temperature, authors.embedding_dim) == (0.1, 0.1, 256)
     assert (authors.prototypes, authors.num_negatives, authors.label_sampling) == ("uniform", None, "nearest")
     assert (authors.iterations, authors.batch_size, authors.crop, authors.enlarge) == (300, 8, (192, 256), 1.5)
-    for words in ("lambda 0.1, temperature 0.1, D = 256", "300 steps of 8 images", "seeds 100 to 111", "seeds 0 to 3"):
+    for words in (
+        "lambda 0.1, temperature 0.1, D = 256", "300 steps of 8 images", "seeds 100 to 111", "seeds 0 to 3",
+        "part `stress`, seeds 100 to 105", "part `prototypes`, seeds 100 to 102", "before steps 0, 33, ..., 297",
+    ):  # fmt: skip
         assert words in " ".join(protocol.split())
+    probed = [
+        arm.config(camvid_study.PROTOCOL, 100) for part in ("stress", "prototypes") for arm in camvid_study.ARMS[part]
+    ]
+    assert [config.probe_every for config in probed] == [0, 33, 33, 33]
+    assert probed[0] == replace(camvid_study.PROTOCOL, seed=100) and replace(probed[1], probe_every=0) == authors
+    assert [replace(config, probe_every=0, prototypes="uniform") for config in probed[2:]] == [authors] * 2
     assert camvid_study.SEEDS["main"] == camvid_study.SEEDS["chosen"] == range(100, 112)
     assert camvid_study.SEEDS["choices"] == range(4) and camvid_study.SEEDS["supervised"] == range(100, 106)
+    assert camvid_study.SEEDS["stress"] == range(100, 106) and camvid_study.SEEDS["prototypes"] == range(100, 103)
     assert set(camvid.RARE) == {"pole", "sign", "pedestrian", "cyclist"}
 
 
@@ -108,6 +119,18 @@ def test_a_small_study_is_run_by_two_processes_and_reported(root, tmp_path, caps
     camvid_study.run_part("supervised", root, tmp_path / "alone", seeds=[1], protocol=TINY)
     camvid_study.run_part("chosen", root, tmp_path, seeds=[1, 2], protocol=TINY)
     assert "Not compared yet: cross-entropy is of the part main" in camvid_report.report(tmp_path / "alone")
+    for part in ("stress", "prototypes"):
+        camvid_study.run_part(part, root, tmp_path / "alone", seeds=[1], protocol=replace(TINY, iterations=34))
+    stressed = {run["arm"]: run for run in read_runs(tmp_path / "alone" / "stress" / "runs.jsonl")}
+    assert set(CONDITIONS) < set(stressed["cross_entropy"]["scores"])
+    assert stressed["cross_entropy"]["probes"] == [] and [p["step"] for p in stressed["proac"]["probes"]] == [0, 33]
+    alone = camvid_report.report(tmp_path / "alone")
+    means = [np.mean([100 * run["scores"][name]["mean_iou"] for name in CONDITIONS]) for run in stressed.values()]
+    (line,) = (line for line in alone.splitlines() if line.startswith("| mean of the eight changes |"))
+    assert line.startswith(f"| mean of the eight changes | {means[0]:.2f} | {means[1] - means[0]:+.2f} | ")
+    assert "| test images | cross-entropy | + 0.1 ProAC | class-weighted cross-entropy |" in alone
+    last = stressed["proac"]["probes"][-1]
+    assert f"| 33 | {last['gradient_ratio']:.2f} | {last['own']:.2f} | {last['hardest']:.2f} |" in alone
     camvid_report.draw(tmp_path)
     text = camvid_report.report(tmp_path)
     assert (tmp_path / "differences.png").stat().st_size and "(differences.png)" in text
@@ -172,6 +195,39 @@ def test_focal_and_dice_by_hand():
     assert float(dice_loss(logits, torch.full_like(labels, 255))) == 0
 
 
+def test_probes_change_nothing_that_is_trained(root):
+    data = camvid.load_camvid(root, (24, 32))
+    config = replace(TINY, proac_weight=0.1, num_negatives=20, prototypes="learnable")
+    plain_run, probed = (train(replace(config, probe_every=every), data) for every in (0, 2))
+    assert [record.probe is not None for record in probed.history] == [True, False, True]
+    for name, value in plain_run.network.state_dict().items():
+        assert torch.equal(value, probed.network.state_dict()[name]), name
+    assert torch.equal(plain_run.proac.prototypes, probed.proac.prototypes)
+    assert np.array_equal(plain_run.test.confusion, probed.test.confusion)
+
+
+def test_a_probe_by_hand(root):
+    """The gradients at the shared map by the chain rule through the two heads, which are linear; the cosines directly."""
+    data = camvid.load_camvid(root, (24, 32))
+    training = Training(replace(TINY, proac_weight=0.3), data)
+    images, labels = next(training.source)
+    found = training.probe(images, labels)
+    network, proac = training.network, training.proac
+    logits, features = (tensor.detach().requires_grad_() for tensor in network(images))
+    cross_entropy(logits, labels).backward()
+    (0.3 * proac(features, labels)).backward()
+    heads = zip((features, logits), (network.embedding[0], network.classifier), strict=True)
+    norms = [F.conv_transpose2d(output.grad, head.weight).norm() for output, head in heads]
+    assert found["gradient_ratio"] == pytest.approx((norms[0] / norms[1]).item(), rel=1e-4)
+    read = labels[:, ::4, ::4].flatten()
+    cosines = F.normalize(features.detach().movedim(1, -1).flatten(0, 2)) @ F.normalize(proac.prototypes).T
+    present = [k for k in range(11) if (read == k).any()]
+    own = [cosines[read == k, k].mean() for k in present]
+    hardest = [cosines[(read != k) & (read != 255), k].max() for k in present]
+    assert found["own"] == pytest.approx(float(torch.stack(own).mean()), abs=1e-5)
+    assert found["hardest"] == pytest.approx(float(torch.stack(hardest).mean()), abs=1e-5)
+
+
 def test_the_pretrained_network_sees_what_imagenets_networks_see():
     pytest.importorskip("efficientnet_lite_pytorch", reason="pip install '.[study]'")
     network = SegmentationNetwork(11, 16, pyramid_width=8, backbone="lite0").eval()
@@ -189,8 +245,6 @@ def test_the_pretrained_network_sees_what_imagenets_networks_see():
 
 def test_unknown_choices_are_named(root):
     data = camvid.load_camvid(root, (24, 32))
-    from benchmarks.segmentation.train import Training
-
     with pytest.raises(ValueError, match="backbone: 'resnet' is none of residual, lite0"):
         Training(replace(TINY, backbone="resnet"), data)
     with pytest.raises(ValueError, match="supervised: 'lovasz' is none of cross_entropy, focal, dice"):
