@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from proac_cuda import ProACLoss
 
-from .adapt import Teacher
+from .adapt import Teacher, class_mix
 from .data import IGNORE_INDEX, Batches, DataError, SegmentationDataset, Splits, check_labels
 from .measure import LossCall, LossMemory, Scores, evaluate, loss_memory, now, run_loss
 from .network import SegmentationNetwork, upsample
@@ -45,6 +45,7 @@ class TrainConfig:
     supervised: str = "cross_entropy"  # "focal": in its place; "dice": beside it, with the same weight
     class_weighted: bool = False  # cross-entropy with class weights by median frequency
     self_training: bool = False  # needs a target data set
+    class_mix: bool = False  # half of a source image's classes are pasted into each target image
     confidence_weighted: bool = False  # pseudo labels weigh as much as the teacher is sure
     adapt_from: float = 1 / 3  # share of the iterations after which target images join
     keep_share: float = 0.5  # of the pixels of each predicted class; the others get no pseudo label
@@ -303,6 +304,9 @@ class Training:
         pseudo = pseudo.masked_fill(truth == IGNORE_INDEX, IGNORE_INDEX)
         kept = pseudo != IGNORE_INDEX
         accuracy = float((pseudo == truth)[kept].float().mean()) if kept.any() else 0.0
+        if self.config.class_mix:
+            target_images, pseudo, pasted = class_mix(images, labels, target_images, pseudo)
+            confidence = confidence.masked_fill(pasted, 1.0)
         weight = None
         if self.config.confidence_weighted:
             weight = torch.cat([torch.ones_like(confidence[:1]).expand(len(labels), -1, -1), confidence])

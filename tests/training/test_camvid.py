@@ -14,6 +14,7 @@ from torch.nn import functional as F
 pytest.importorskip("pandas", reason="pip install '.[study]'")
 from benchmarks.segmentation import camvid, camvid_report, camvid_study
 from benchmarks.segmentation.__main__ import main
+from benchmarks.segmentation.adapt import class_mix
 from benchmarks.segmentation.data import DataError, augment, to_tensor
 from benchmarks.segmentation.network import SegmentationNetwork
 from benchmarks.segmentation.stress import CONDITIONS
@@ -28,12 +29,22 @@ TINY = replace(
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "CamVid"
+    return written(tmp_path_factory.mktemp("data") / "CamVid", {})
+
+
+@pytest.fixture(scope="module")
+def domains_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return written(tmp_path_factory.mktemp("domains") / "CamVid", {"train": 23, "test": 2})
+
+
+def written(folder: Path, dusk: dict[str, int]) -> Path:
+    """A folder of CamVid's form with noise, some of it named as the sequence at dusk."""
     rng = np.random.default_rng(0)
     for name, count in (("train", 4), ("val", 2), ("test", 3)):
         (folder / name).mkdir(parents=True)
         (folder / f"{name}annot").mkdir()
-        files = [f"{name}_{number:03}.png" for number in range(count)]
+        files = [f"{camvid.DUSK}_{number:03}.png" for number in range(dusk.get(name, 0))]
+        files += [f"{name}_{number:03}.png" for number in range(count)]
         (folder / f"{name}.txt").write_text("".join(f"/SegNet/{name}/{f} /SegNet/{name}annot/{f}\n" for f in files))
         for file in files:
             Image.fromarray(rng.integers(0, 256, (36, 48, 3), np.uint8)).save(folder / name / file)
@@ -173,6 +184,42 @@ def test_enlarging_keeps_image_and_label_together():
         assert x.shape == (24, 32, 3) and y.shape == (24, 32)
         difference = np.abs(x[..., 0].astype(int) - y)
         assert np.quantile(difference, 0.9) <= 2  # bilinear beside nearest: half a pixel
+
+
+def test_domains_share_no_image(domains_root):
+    day, dusk = camvid.load_domains(domains_root, (24, 32))
+    assert [len(part) for part in (day.train, day.validation, day.test)] == [4, 2, 3]
+    assert [len(part) for part in (dusk.train, dusk.validation, dusk.test)] == [3, 20, 2]
+    whole = camvid.load_camvid(domains_root, (24, 32)).train
+    parts = [*dusk.train.samples, *dusk.validation.samples, *day.train.samples]
+    assert all(np.array_equal(mine[0], whole[index][0]) for index, mine in enumerate(parts))
+
+
+def test_class_mix_pastes_half_of_the_classes():
+    torch.manual_seed(0)
+    source_labels = torch.randint(0, 5, (4, 6, 8))
+    source_labels[:, 0] = 255
+    source, target, pseudo = torch.ones(4, 3, 6, 8), torch.zeros(4, 3, 6, 8), torch.full((4, 6, 8), 7)
+    images, labels, pasted = class_mix(source, source_labels, target, pseudo)
+    assert torch.equal(images, pasted[:, None].float().expand(-1, 3, -1, -1)) and not pasted[:, 0].any()
+    assert torch.equal(labels, source_labels.where(pasted, 7))
+    kinds = [tuple(labels[index][pasted[index]].unique().tolist()) for index in range(4)]
+    assert {len(kind) for kind in kinds} == {3} and len(set(kinds)) > 1
+    for index, kind in enumerate(kinds):  # every pixel of them, and of no other
+        assert torch.equal(pasted[index], torch.isin(source_labels[index], torch.tensor(kind)))
+
+
+@pytest.mark.slow
+def test_a_small_adaptation_is_run_and_reported(domains_root, tmp_path):
+    camvid_study.run_part("adaptation_trial", domains_root, tmp_path, seeds=[0, 1], protocol=TINY)
+    runs = {(run["arm"], run["seed"]): run for run in read_runs(tmp_path / "adaptation_trial" / "runs.jsonl")}
+    assert len(runs) == 8 and {len(run["scores"]) for run in runs.values()} == {4}
+    text = camvid_report.report(tmp_path)
+    own = {key: 100 * run["scores"]["dusk, own statistics"]["mean_iou"] for key, run in runs.items()}
+    gain = np.mean([own["class_mix_proac", seed] - own["class_mix", seed] for seed in (0, 1)])
+    (line,) = (line for line in text.splitlines() if line.startswith("| self-training, class-mix, + 0.1 ProAC | 2 |"))
+    assert line.split(" | ")[-1].startswith(f"{gain:+.2f} +- ")
+    assert "day, validation" in text and "Not finished" not in text
 
 
 def test_focal_and_dice_by_hand():

@@ -186,6 +186,7 @@ EVERYTHING = replace(
     num_negatives=20,
     prototypes="learnable",
     self_training=True,
+    class_mix=True,
     confidence_weighted=True,
 )
 
