@@ -180,9 +180,11 @@ def _stress(logs: dict[str, list[dict[str, Any]]]) -> list[str]:
         for name in table
     ]
     return [
-        "Changed test images, mean IoU; of the other losses the difference to cross-entropy:",
+        "Changed test images, mean IoU; of the other losses (with seeds) the difference to cross-entropy:",
         "",
-        markdown_table(["test images", title, *found], rows, "---:"),
+        markdown_table(
+            ["test images", title, *(f"{arm} ({row['mean'].count})" for arm, row in found.items())], rows, "---:"
+        ),
         "",
     ]
 

@@ -139,7 +139,7 @@ def test_a_small_study_is_run_by_two_processes_and_reported(root, tmp_path, caps
     means = [np.mean([100 * run["scores"][name]["mean_iou"] for name in CONDITIONS]) for run in stressed.values()]
     (line,) = (line for line in alone.splitlines() if line.startswith("| mean of the eight changes |"))
     assert line.startswith(f"| mean of the eight changes | {means[0]:.2f} | {means[1] - means[0]:+.2f} | ")
-    assert "| test images | cross-entropy | + 0.1 ProAC | class-weighted cross-entropy |" in alone
+    assert "| test images | cross-entropy | + 0.1 ProAC (1) | class-weighted cross-entropy (1) |" in alone
     last = stressed["proac"]["probes"][-1]
     assert f"| 33 | {last['gradient_ratio']:.2f} | {last['own']:.2f} | {last['hardest']:.2f} |" in alone
     camvid_report.draw(tmp_path)
