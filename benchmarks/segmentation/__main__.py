@@ -107,7 +107,10 @@ def parser() -> argparse.ArgumentParser:
     )
     street.add_argument("--root", type=Path, required=True, help="the folder CamVid; camvid.py says how to get it")
     street.add_argument(
-        "--part", choices=("main", "choices", "chosen", "supervised"), default="main", help="(%(default)s)"
+        "--part",
+        choices=("main", "choices", "chosen", "supervised", "stress", "prototypes", "adaptation_trial"),
+        default="main",
+        help="(%(default)s)",
     )
     street.add_argument("--seeds", type=_seeds, nargs="+", help="such as 100-103 (those of the protocol)")
     street.add_argument("--jobs", type=_positive, default=1, help="processes of one thread each (%(default)s)")

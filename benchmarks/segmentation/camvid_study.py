@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .camvid import load_camvid
+from .camvid import load_camvid, load_domains
 from .data import Splits
 from .study import Arm, run_study
 from .train import TrainConfig
@@ -28,9 +28,13 @@ AUTHORS = {"proac_weight": 0.1}  # with temperature 0.1, D = 256, uniform protot
 BASELINE = "cross_entropy"
 
 #: Seeds of each part. Those of the main comparison were never trained with before it.
-SEEDS = {"main": range(100, 112), "choices": range(4), "chosen": range(100, 112), "supervised": range(100, 106)}
+SEEDS = {
+    "main": range(100, 112), "choices": range(4), "chosen": range(100, 112), "supervised": range(100, 106),
+    "stress": range(100, 106), "prototypes": range(100, 103), "adaptation_trial": range(2),
+}  # fmt: skip
 #: The part that trains the cross-entropy which a part is compared with, where that is another one.
-BASELINE_PART = {"chosen": "main", "supervised": "main"}
+BASELINE_PART = {"chosen": "main", "supervised": "main", "prototypes": "main"}
+PROBED = AUTHORS | {"probe_every": 33}  # ten times in 300 steps
 
 CHOICES: dict[str, dict[str, Any]] = {
     "lambda 0.03": {"proac_weight": 0.03},
@@ -46,6 +50,12 @@ CHOICES: dict[str, dict[str, Any]] = {
     "random prototypes": {"prototypes": "random"},
     "learnable prototypes": {"prototypes": "learnable"},
 }
+ADAPTATION = ("adaptation_trial",)  # parts with a target domain
+TARGET = "dusk"  # the name of the target domain
+SOURCE_ONLY = "source_only"
+MIXED = {"self_training": True, "class_mix": True}
+ON_VALIDATION = ("choices", "adaptation_trial")  # parts that are scored on validation images alone
+
 #: Of each option what was best on the validation images, where that is not the authors' setting.
 CHOSEN = "lambda 0.3", "temperature 0.05", "D = 64", "mean over negatives", "learnable prototypes"
 
@@ -63,9 +73,22 @@ def _arms() -> dict[str, list[Arm]]:
             "dice": ("cross-entropy + Dice", {"supervised": "dice"}),
             "twin": ("+ 0.1 pixel-anchored twin", AUTHORS | {"anchors": "pixels"}),
         },
+        "stress": {BASELINE: baseline, "proac": ("+ 0.1 ProAC", PROBED)},
+        "prototypes": {
+            kind: (f"+ 0.1 ProAC, {kind} prototypes", PROBED | {"prototypes": kind}) for kind in ("random", "learnable")
+        },
+        "adaptation_trial": {
+            SOURCE_ONLY: ("source only", {}),
+            "class_mix": ("self-training, class-mix", MIXED),
+            "class_mix_proac": ("self-training, class-mix, + 0.1 ProAC", MIXED | AUTHORS),
+            "self_training": ("self-training", {"self_training": True}),
+        },
     }
     return {
-        part: [Arm(name.replace(" ", "_"), title, part, changes) for name, (title, changes) in arms.items()]
+        part: [
+            Arm(name.replace(" ", "_"), title, part, changes, TARGET if part in ADAPTATION else None)
+            for name, (title, changes) in arms.items()
+        ]
         for part, arms in parts.items()
     }
 
@@ -74,8 +97,8 @@ ARMS = _arms()
 
 
 def parts_of(data: Splits, part: str) -> Splits:
-    """What a part's runs are scored on: choices see the validation images in the test images' place, and never these."""
-    return replace(data, test=data.validation) if part == "choices" else data
+    """What a part's runs are scored on: some see the validation images in the test images' place, and never these."""
+    return replace(data, test=data.validation) if part in ON_VALIDATION else data
 
 
 def run_part(
@@ -100,5 +123,7 @@ def _job(part: str, root: Path, output: Path, seeds: list[int], protocol: TrainC
             print(f"{arm.title}, seed {seed}: mean IoU {score:.2f} %, {record['cpu_seconds']:.0f} s", flush=True)
 
     again = "camvid --root CamVid --part {arm.plan} --seeds {seed}"
-    data = parts_of(load_camvid(root), part)
-    run_study(ARMS[part], lambda arm: seeds, data, {}, output / part, protocol, None, on_end, again)
+    domains = load_domains(root) if part in ADAPTATION else [load_camvid(root)]
+    data, *others = (parts_of(domain, part) for domain in domains)
+    targets = {TARGET: others[0]} if others else {}
+    run_study(ARMS[part], lambda arm: seeds, data, targets, output / part, protocol, None, on_end, again)

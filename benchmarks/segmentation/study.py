@@ -43,6 +43,7 @@ PICTURED_ARMS = (
     *(f"{t}-self_training{end}" for t in TARGETS for end in ("", "_proac")),
 )
 PICTURES = 4  # test images whose predictions are kept, of the first seed of these arms
+STRESSED_PLANS = ("supervised", "stress")  # whose networks see changed test images, too
 EMBEDDED_ARMS = ("cross_entropy", "proac")
 EMBEDDED_PIXELS = 60  # of each class, for the projection
 
@@ -225,7 +226,7 @@ def run(
         scores[f"{name}, own statistics"] = evaluate(adapted[name], part.test, device)
     if domains:
         scores["clean, own statistics"] = evaluate(adapted["clean"], data.test, device)
-    if arm.plan == "supervised":
+    if arm.plan in STRESSED_PLANS:
         scores |= stress_scores(network, data.test, device)
     if config.seed == 0 and arm.name in PICTURED_ARMS:
         samples.mkdir(parents=True, exist_ok=True)
@@ -248,6 +249,7 @@ def run(
         "validation": round(result.validation.mean_iou, 5),
         "scores": {name: _scores_dict(value) for name, value in scores.items()},
         "curves": curves(result.history),
+        "probes": probes(result.history),
         "cpu_seconds": round(time.process_time() - started, 1),  # of this process: less where a run was resumed
         "step_seconds": _rounded(result.typical("seconds")),
         "proac_seconds": _rounded(result.typical("proac_seconds")),
@@ -272,6 +274,15 @@ def curves(history: list[StepRecord]) -> dict[str, list[float | None]]:
         if any(values):
             found[name] = [round(mean(part), 4) if part else None for part in values]
     return found
+
+
+def probes(history: list[StepRecord]) -> list[dict[str, float]]:
+    """What Training.probe found before some of the steps."""
+    return [
+        {"step": step, **{name: round(value, 4) for name, value in record.probe.items()}}
+        for step, record in enumerate(history)
+        if record.probe is not None
+    ]
 
 
 @functools.cache

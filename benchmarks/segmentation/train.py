@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import warnings
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 
 from proac_cuda import ProACLoss
 
-from .adapt import Teacher
+from .adapt import Teacher, class_mix
 from .data import IGNORE_INDEX, Batches, DataError, SegmentationDataset, Splits, check_labels
 from .measure import LossCall, LossMemory, Scores, evaluate, loss_memory, now, run_loss
 from .network import SegmentationNetwork, upsample
@@ -44,6 +45,7 @@ class TrainConfig:
     supervised: str = "cross_entropy"  # "focal": in its place; "dice": beside it, with the same weight
     class_weighted: bool = False  # cross-entropy with class weights by median frequency
     self_training: bool = False  # needs a target data set
+    class_mix: bool = False  # half of a source image's classes are pasted into each target image
     confidence_weighted: bool = False  # pseudo labels weigh as much as the teacher is sure
     adapt_from: float = 1 / 3  # share of the iterations after which target images join
     keep_share: float = 0.5  # of the pixels of each predicted class; the others get no pseudo label
@@ -55,6 +57,7 @@ class TrainConfig:
     learning_rate: float = 2e-3
     weight_decay: float = 0.01
     seed: int = 0  # initial weights, order of the data, augmentation
+    probe_every: int = 0  # steps from one Training.probe to the next; 0: none
     device: str = "cpu"
 
 
@@ -69,6 +72,7 @@ class StepRecord:
     proac_seconds: float | None
     classes: int = 2  # with pixels in the batch; below two there is no contrast, and ProAC is 0
     pseudo_label_accuracy: float | None = None  # against the target's labels, which the training does not see
+    probe: dict[str, float] | None = None  # of the network before the step, on its batch
 
 
 @dataclass
@@ -232,6 +236,8 @@ class Training:
         if adapting:
             images, labels, weight, accuracy = self._with_target(images, labels)
         self.network.train()
+        probing = self.proac is not None and config.probe_every and len(self.history) % config.probe_every == 0
+        probe = self.probe(images, labels, weight) if probing else None
         self.optimizer.zero_grad()
         logits, features = self._forward(images)
         ce = run_loss(lambda x: self._cross_entropy(x, labels, weight), logits)
@@ -256,10 +262,38 @@ class Training:
             proac_seconds=contrast.seconds if contrast else None,
             classes=len(labels[labels != IGNORE_INDEX].unique()),
             pseudo_label_accuracy=accuracy,
+            probe=probe,
         )
         self.schedule.step()
         self.history.append(record)
         return record
+
+    def probe(self, images: Tensor, labels: Tensor, weight: Tensor | None = None) -> dict[str, float]:
+        """How strong ProAC is beside cross-entropy on a batch, and how far it has come; what is trained stays as it is.
+
+        Returns:
+            "gradient_ratio": norm of lambda * ProAC's gradient over that of cross-entropy, at the feature map that both heads
+            read. "own": cosine of a class's pixels with its prototype. "hardest": that of the other classes' closest pixel.
+            Cosines are means over the classes that the batch holds.
+        """
+        assert self.proac is not None
+        # Copies: a pass moves the statistics of batch normalisation, and a draw of negatives the random numbers.
+        network, proac = copy.deepcopy((self.network.train(), self.proac))
+        proac.return_stats = True
+        size = self.config.batch_size
+        with torch.no_grad():
+            maps = [network.feature_map(images[part : part + size]) for part in range(0, len(images), size)]
+        x = torch.cat(maps).requires_grad_()
+        with torch.random.fork_rng():
+            contrast, stats = proac(network.embedding(x), labels, weight)
+        terms = self.config.proac_weight * contrast, self._cross_entropy(network.classifier(x), labels, weight)
+        norms = [torch.autograd.grad(term, x)[0].norm() for term in terms]
+        found = {
+            "gradient_ratio": norms[0] / norms[1],
+            "own": stats.mean_positive_cosine.nanmean(),
+            "hardest": stats.hardest_negative_cosine.nanmean(),
+        }
+        return {name: value.item() for name, value in found.items()}
 
     def _with_target(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor | None, float]:
         """A batch with target images and their pseudo labels appended: images, labels, pixel weights, accuracy."""
@@ -270,6 +304,9 @@ class Training:
         pseudo = pseudo.masked_fill(truth == IGNORE_INDEX, IGNORE_INDEX)
         kept = pseudo != IGNORE_INDEX
         accuracy = float((pseudo == truth)[kept].float().mean()) if kept.any() else 0.0
+        if self.config.class_mix:
+            target_images, pseudo, pasted = class_mix(images, labels, target_images, pseudo)
+            confidence = confidence.masked_fill(pasted, 1.0)
         weight = None
         if self.config.confidence_weighted:
             weight = torch.cat([torch.ones_like(confidence[:1]).expand(len(labels), -1, -1), confidence])

@@ -14,10 +14,12 @@ from torch.nn import functional as F
 pytest.importorskip("pandas", reason="pip install '.[study]'")
 from benchmarks.segmentation import camvid, camvid_report, camvid_study
 from benchmarks.segmentation.__main__ import main
+from benchmarks.segmentation.adapt import class_mix
 from benchmarks.segmentation.data import DataError, augment, to_tensor
 from benchmarks.segmentation.network import SegmentationNetwork
+from benchmarks.segmentation.stress import CONDITIONS
 from benchmarks.segmentation.study import plain, read_runs, recorded_config
-from benchmarks.segmentation.train import cross_entropy, dice_loss
+from benchmarks.segmentation.train import Training, cross_entropy, dice_loss, train
 
 TINY = replace(
     camvid_study.PROTOCOL, backbone="residual", widths=(4, 6), pyramid_width=4, embedding_dim=8, iterations=3,
@@ -27,12 +29,22 @@ TINY = replace(
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "CamVid"
+    return written(tmp_path_factory.mktemp("data") / "CamVid", {})
+
+
+@pytest.fixture(scope="module")
+def domains_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return written(tmp_path_factory.mktemp("domains") / "CamVid", {"train": 23, "test": 2})
+
+
+def written(folder: Path, dusk: dict[str, int]) -> Path:
+    """A folder of CamVid's form with noise, some of it named as the sequence at dusk."""
     rng = np.random.default_rng(0)
     for name, count in (("train", 4), ("val", 2), ("test", 3)):
         (folder / name).mkdir(parents=True)
         (folder / f"{name}annot").mkdir()
-        files = [f"{name}_{number:03}.png" for number in range(count)]
+        files = [f"{camvid.DUSK}_{number:03}.png" for number in range(dusk.get(name, 0))]
+        files += [f"{name}_{number:03}.png" for number in range(count)]
         (folder / f"{name}.txt").write_text("".join(f"/SegNet/{name}/{f} /SegNet/{name}annot/{f}\n" for f in files))
         for file in files:
             Image.fromarray(rng.integers(0, 256, (36, 48, 3), np.uint8)).save(folder / name / file)
@@ -67,10 +79,20 @@ def test_the_protocol_is_what_the_arms_do():
     assert (authors.proac_weight, authors.temperature, authors.embedding_dim) == (0.1, 0.1, 256)
     assert (authors.prototypes, authors.num_negatives, authors.label_sampling) == ("uniform", None, "nearest")
     assert (authors.iterations, authors.batch_size, authors.crop, authors.enlarge) == (300, 8, (192, 256), 1.5)
-    for words in ("lambda 0.1, temperature 0.1, D = 256", "300 steps of 8 images", "seeds 100 to 111", "seeds 0 to 3"):
+    for words in (
+        "lambda 0.1, temperature 0.1, D = 256", "300 steps of 8 images", "seeds 100 to 111", "seeds 0 to 3",
+        "part `stress`, seeds 100 to 105", "part `prototypes`, seeds 100 to 102", "before steps 0, 33, ..., 297",
+    ):  # fmt: skip
         assert words in " ".join(protocol.split())
+    probed = [
+        arm.config(camvid_study.PROTOCOL, 100) for part in ("stress", "prototypes") for arm in camvid_study.ARMS[part]
+    ]
+    assert [config.probe_every for config in probed] == [0, 33, 33, 33]
+    assert probed[0] == replace(camvid_study.PROTOCOL, seed=100) and replace(probed[1], probe_every=0) == authors
+    assert [replace(config, probe_every=0, prototypes="uniform") for config in probed[2:]] == [authors] * 2
     assert camvid_study.SEEDS["main"] == camvid_study.SEEDS["chosen"] == range(100, 112)
     assert camvid_study.SEEDS["choices"] == range(4) and camvid_study.SEEDS["supervised"] == range(100, 106)
+    assert camvid_study.SEEDS["stress"] == range(100, 106) and camvid_study.SEEDS["prototypes"] == range(100, 103)
     assert set(camvid.RARE) == {"pole", "sign", "pedestrian", "cyclist"}
 
 
@@ -108,6 +130,18 @@ def test_a_small_study_is_run_by_two_processes_and_reported(root, tmp_path, caps
     camvid_study.run_part("supervised", root, tmp_path / "alone", seeds=[1], protocol=TINY)
     camvid_study.run_part("chosen", root, tmp_path, seeds=[1, 2], protocol=TINY)
     assert "Not compared yet: cross-entropy is of the part main" in camvid_report.report(tmp_path / "alone")
+    for part in ("stress", "prototypes"):
+        camvid_study.run_part(part, root, tmp_path / "alone", seeds=[1], protocol=replace(TINY, iterations=34))
+    stressed = {run["arm"]: run for run in read_runs(tmp_path / "alone" / "stress" / "runs.jsonl")}
+    assert set(CONDITIONS) < set(stressed["cross_entropy"]["scores"])
+    assert stressed["cross_entropy"]["probes"] == [] and [p["step"] for p in stressed["proac"]["probes"]] == [0, 33]
+    alone = camvid_report.report(tmp_path / "alone")
+    means = [np.mean([100 * run["scores"][name]["mean_iou"] for name in CONDITIONS]) for run in stressed.values()]
+    (line,) = (line for line in alone.splitlines() if line.startswith("| mean of the eight changes |"))
+    assert line.startswith(f"| mean of the eight changes | {means[0]:.2f} | {means[1] - means[0]:+.2f} | ")
+    assert "| test images | cross-entropy | + 0.1 ProAC (1) | class-weighted cross-entropy (1) |" in alone
+    last = stressed["proac"]["probes"][-1]
+    assert f"| 33 | {last['gradient_ratio']:.2f} | {last['own']:.2f} | {last['hardest']:.2f} |" in alone
     camvid_report.draw(tmp_path)
     text = camvid_report.report(tmp_path)
     assert (tmp_path / "differences.png").stat().st_size and "(differences.png)" in text
@@ -152,6 +186,42 @@ def test_enlarging_keeps_image_and_label_together():
         assert np.quantile(difference, 0.9) <= 2  # bilinear beside nearest: half a pixel
 
 
+def test_domains_share_no_image(domains_root):
+    day, dusk = camvid.load_domains(domains_root, (24, 32))
+    assert [len(part) for part in (day.train, day.validation, day.test)] == [4, 2, 3]
+    assert [len(part) for part in (dusk.train, dusk.validation, dusk.test)] == [3, 20, 2]
+    whole = camvid.load_camvid(domains_root, (24, 32)).train
+    parts = [*dusk.train.samples, *dusk.validation.samples, *day.train.samples]
+    assert all(np.array_equal(mine[0], whole[index][0]) for index, mine in enumerate(parts))
+
+
+def test_class_mix_pastes_half_of_the_classes():
+    torch.manual_seed(0)
+    source_labels = torch.randint(0, 5, (4, 6, 8))
+    source_labels[:, 0] = 255
+    source, target, pseudo = torch.ones(4, 3, 6, 8), torch.zeros(4, 3, 6, 8), torch.full((4, 6, 8), 7)
+    images, labels, pasted = class_mix(source, source_labels, target, pseudo)
+    assert torch.equal(images, pasted[:, None].float().expand(-1, 3, -1, -1)) and not pasted[:, 0].any()
+    assert torch.equal(labels, source_labels.where(pasted, 7))
+    kinds = [tuple(labels[index][pasted[index]].unique().tolist()) for index in range(4)]
+    assert {len(kind) for kind in kinds} == {3} and len(set(kinds)) > 1
+    for index, kind in enumerate(kinds):  # every pixel of them, and of no other
+        assert torch.equal(pasted[index], torch.isin(source_labels[index], torch.tensor(kind)))
+
+
+@pytest.mark.slow
+def test_a_small_adaptation_is_run_and_reported(domains_root, tmp_path):
+    camvid_study.run_part("adaptation_trial", domains_root, tmp_path, seeds=[0, 1], protocol=TINY)
+    runs = {(run["arm"], run["seed"]): run for run in read_runs(tmp_path / "adaptation_trial" / "runs.jsonl")}
+    assert len(runs) == 8 and {len(run["scores"]) for run in runs.values()} == {4}
+    text = camvid_report.report(tmp_path)
+    own = {key: 100 * run["scores"]["dusk, own statistics"]["mean_iou"] for key, run in runs.items()}
+    gain = np.mean([own["class_mix_proac", seed] - own["class_mix", seed] for seed in (0, 1)])
+    (line,) = (line for line in text.splitlines() if line.startswith("| self-training, class-mix, + 0.1 ProAC | 2 |"))
+    assert line.split(" | ")[-1].startswith(f"{gain:+.2f} +- ")
+    assert "day, validation" in text and "Not finished" not in text
+
+
 def test_focal_and_dice_by_hand():
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2, 3, 5, 4, generator=generator)
@@ -172,6 +242,39 @@ def test_focal_and_dice_by_hand():
     assert float(dice_loss(logits, torch.full_like(labels, 255))) == 0
 
 
+def test_probes_change_nothing_that_is_trained(root):
+    data = camvid.load_camvid(root, (24, 32))
+    config = replace(TINY, proac_weight=0.1, num_negatives=20, prototypes="learnable")
+    plain_run, probed = (train(replace(config, probe_every=every), data) for every in (0, 2))
+    assert [record.probe is not None for record in probed.history] == [True, False, True]
+    for name, value in plain_run.network.state_dict().items():
+        assert torch.equal(value, probed.network.state_dict()[name]), name
+    assert torch.equal(plain_run.proac.prototypes, probed.proac.prototypes)
+    assert np.array_equal(plain_run.test.confusion, probed.test.confusion)
+
+
+def test_a_probe_by_hand(root):
+    """The gradients at the shared map by the chain rule through the two heads, which are linear; the cosines directly."""
+    data = camvid.load_camvid(root, (24, 32))
+    training = Training(replace(TINY, proac_weight=0.3), data)
+    images, labels = next(training.source)
+    found = training.probe(images, labels)
+    network, proac = training.network, training.proac
+    logits, features = (tensor.detach().requires_grad_() for tensor in network(images))
+    cross_entropy(logits, labels).backward()
+    (0.3 * proac(features, labels)).backward()
+    heads = zip((features, logits), (network.embedding[0], network.classifier), strict=True)
+    norms = [F.conv_transpose2d(output.grad, head.weight).norm() for output, head in heads]
+    assert found["gradient_ratio"] == pytest.approx((norms[0] / norms[1]).item(), rel=1e-4)
+    read = labels[:, ::4, ::4].flatten()
+    cosines = F.normalize(features.detach().movedim(1, -1).flatten(0, 2)) @ F.normalize(proac.prototypes).T
+    present = [k for k in range(11) if (read == k).any()]
+    own = [cosines[read == k, k].mean() for k in present]
+    hardest = [cosines[(read != k) & (read != 255), k].max() for k in present]
+    assert found["own"] == pytest.approx(float(torch.stack(own).mean()), abs=1e-5)
+    assert found["hardest"] == pytest.approx(float(torch.stack(hardest).mean()), abs=1e-5)
+
+
 def test_the_pretrained_network_sees_what_imagenets_networks_see():
     pytest.importorskip("efficientnet_lite_pytorch", reason="pip install '.[study]'")
     network = SegmentationNetwork(11, 16, pyramid_width=8, backbone="lite0").eval()
@@ -189,8 +292,6 @@ def test_the_pretrained_network_sees_what_imagenets_networks_see():
 
 def test_unknown_choices_are_named(root):
     data = camvid.load_camvid(root, (24, 32))
-    from benchmarks.segmentation.train import Training
-
     with pytest.raises(ValueError, match="backbone: 'resnet' is none of residual, lite0"):
         Training(replace(TINY, backbone="resnet"), data)
     with pytest.raises(ValueError, match="supervised: 'lovasz' is none of cross_entropy, focal, dice"):
@@ -198,13 +299,16 @@ def test_unknown_choices_are_named(root):
 
 
 def test_the_committed_report_is_what_the_committed_runs_say():
-    """Of the main comparison every run, with the protocol's configuration."""
+    """Every run with the protocol's configuration; of the parts that are quoted as finished every run."""
     folder = Path(camvid.__file__).parent / "results" / "camvid"
     assert (folder / "report.md").read_text(encoding="utf-8") == camvid_report.report(folder)
-    runs = camvid_report.read_logs(folder)["main"]
-    pairs = {(arm.name, seed) for arm in camvid_study.ARMS["main"] for seed in camvid_study.SEEDS["main"]}
-    assert {(run["arm"], run["seed"]) for run in runs} == pairs and len(runs) == len(pairs)
-    arms = {arm.name: arm for arm in camvid_study.ARMS["main"]}
-    for run in runs:
-        assert recorded_config(run) == plain(arms[run["arm"]].config(camvid_study.PROTOCOL, run["seed"]))
-        assert run["command"].startswith("python -m benchmarks.segmentation camvid ")
+    for part, runs in camvid_report.read_logs(folder).items():
+        pairs = {(arm.name, seed) for arm in camvid_study.ARMS[part] for seed in camvid_study.SEEDS[part]}
+        done = [(run["arm"], run["seed"]) for run in runs]
+        assert len(set(done)) == len(done) and set(done) <= pairs
+        assert set(done) == pairs or part in ("prototypes", "adaptation_trial")
+        arms = {arm.name: arm for arm in camvid_study.ARMS[part]}
+        for run in runs:
+            assert recorded_config(run) == plain(arms[run["arm"]].config(camvid_study.PROTOCOL, run["seed"]))
+            assert run["command"].startswith(f"python -m benchmarks.segmentation camvid --root CamVid --part {part} ")
+            assert not run["commit"].endswith("+")
