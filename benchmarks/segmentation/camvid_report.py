@@ -17,11 +17,7 @@ from .study import read_runs
 
 PICTURE = "differences.png"
 PICTURED = "main", "chosen", "supervised"
-PROBES = {
-    "gradient_ratio": "gradient of ProAC over that of cross-entropy",
-    "own": "cosine of own pixels",
-    "hardest": "of the hardest other pixel",
-}
+PROBES = {"gradient_ratio": "gradients", "own": "own pixels", "hardest": "hardest other"}
 
 
 def scores(records: list[dict[str, Any]]) -> pd.DataFrame:
@@ -197,7 +193,10 @@ def _probes(records: list[dict[str, Any]]) -> list[str]:
     means = pd.DataFrame(found).groupby(["step", "arm"], sort=False).mean().unstack("arm")
     head = ["before step", *(f"{PROBES[quantity]}, {arm}" for quantity, arm in means)]
     rows = [[step, *(f"{value:.2f}" for value in row)] for step, *row in means.itertuples()]
-    return ["During training, means over seeds:", "", markdown_table(head, rows, "---:"), ""]
+    told = (
+        "norm of ProAC's gradient over cross-entropy's; cosine with the prototype of own and of the hardest other pixel"
+    )
+    return [f"During training, means over seeds: {told}.", "", markdown_table(head, rows, "---:"), ""]
 
 
 def draw(output: Path) -> None:
