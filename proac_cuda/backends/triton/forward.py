@@ -48,9 +48,14 @@ def add_products_of_blocks(totals, anchors, x, k, d, CASE: tl.constexpr):
     grown = ()
     for block in tl.static_range(len(totals)):
         parts = load_parts(anchors, k + block * CASE.KB, d, CASE)
-        # Tensor cores truncate their sums: a chain over all channels would be too small for features near their prototypes.
-        step = add_products(no_products(CASE.KB, CASE), parts, x, CASE)
-        grown = grown + (opaque(totals[block] + step, CASE),)  # else all steps are kept until the last is made
+        if CASE.PARTS == 2:
+            # Tensor cores truncate: summed by them alone, all channels give too little for features near their prototypes.
+            total = totals[block] + add_products(no_products(CASE.KB, CASE), parts, x, CASE)
+        else:
+            total = add_products(totals[block], parts, x, CASE)
+        if CASE.TENSOR_CORES:  # on AMD, Triton cannot load ahead around a line of assembly
+            total = opaque(total, CASE)  # else all products are kept until the last is made
+        grown = grown + (total,)
     return grown
 
 

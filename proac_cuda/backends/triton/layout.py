@@ -77,6 +77,7 @@ class Case(NamedTuple):
     REAL: Any  #: of sums
     PART: Any  #: of phat, and of what is multiplied with it
     PARTS: int
+    TENSOR_CORES: bool  #: NVIDIA's
     PRECISION: str  #: of products in float32
     INDEX: Any  #: of a pixel
     INTERPRETED: bool
@@ -101,12 +102,13 @@ def case_of(
     interpreted: bool,
 ) -> Case:
     """For prototypes of the type ``real`` and shape (K, D), and phat of the type ``part`` and shape (PARTS, K_PAD, D_PAD)."""
-    tensor_cores = architecture not in FMA and not architecture.startswith("gfx")
+    tensor_cores = architecture not in FMA and not architecture.startswith("gfx") and part != torch.float64
     return Case(
         K=shape[0], D=shape[1], K_PAD=padded[1], D_PAD=padded[2],
         PIXEL_ANCHOR=pixel_anchor, KB=tile.KB, BM=tile.BM, BD=tile.BD, BLOCKS=tile.BLOCKS, DO=tile.DO, KEPT=tile.KEPT,
         HELD=tile.HELD, PIXEL_ROWS=tile.PIXEL_ROWS, LOOPED=tile.LOOPED,
         REAL=_TYPES[real], PART=_TYPES[part], PARTS=padded[0],
+        TENSOR_CORES=tensor_cores,
         PRECISION="tf32x3" if tensor_cores and part == torch.float32 else "ieee",
         INDEX=index_type, INTERPRETED=interpreted,
         REGISTERS=None if interpreted else {"sm": "nvidia", "gf": "amd"}.get(architecture[:2]),

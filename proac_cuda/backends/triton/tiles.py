@@ -86,10 +86,7 @@ def _many_classes(dtype: torch.dtype, classes: int, architecture: str, more_opti
     # S takes half of the registers. With more options 128 pixels spill 16 bytes on sm_100, 8 to 300 on sm_120.
     wide = architecture != "sm_120" and not (architecture == "sm_100" and more_options)
     pixel_block = 128 if dtype != torch.float32 and blocks <= 5 and wide else 64
-    channel_block = 16
-    if dtype == torch.float32 and blocks > 5 and architecture == "sm_100" and not more_options:
-        channel_block = 32  # 8 bytes are spilled with 16, at 256 classes
-    return Tiles(32, pixel_block, channel_block, 8, 2, BLOCKS=blocks)
+    return Tiles(32, pixel_block, 16, 8, 2, BLOCKS=blocks)
 
 
 def backward_tiles(
