@@ -99,7 +99,7 @@ def backward_tiles(
     lie in shared memory, 32 to 64 KB, and sums alone in registers.
     """
     if architecture in FMA and dtype != torch.float64:
-        return _gradient_without_tensor_cores(channels, classes)
+        return _gradient_without_tensor_cores(dtype, channels, classes)
     channel_block = _power_of_two(channels, 16, 32)
     warps, pixel_block = 8, 64
     one_block, held = 32, 256
@@ -132,7 +132,7 @@ def backward_tiles(
     return Tiles(KB=16, DO=own, HELD=held_prototypes, **sizes)
 
 
-def _gradient_without_tensor_cores(channels: int, classes: int) -> Tiles:
+def _gradient_without_tensor_cores(dtype: torch.dtype, channels: int, classes: int) -> Tiles:
     """Of the feature gradient where products are multiply-adds, which fill pages of code.
 
     No loop over channels is unrolled, else a kernel takes 17 to 85 seconds to compile. Features are read a second time, by
@@ -142,7 +142,9 @@ def _gradient_without_tensor_cores(channels: int, classes: int) -> Tiles:
         own = _power_of_two(channels, 16, 32)
         return Tiles(16, 64, 16, 8, 1, DO=own)
     pixel_block = 64 if classes <= 96 else 32 if classes <= 192 else 16  # more, and registers spill
-    return Tiles(_power_of_two(classes, 16, 32), pixel_block, 16, 8, 1)
+    # 16 channels of float32 spill 8 bytes where all options are on, 32 of float16 16 bytes
+    channel_block = _power_of_two(channels, 16, 32) if dtype == torch.float32 and classes <= 32 else 16
+    return Tiles(_power_of_two(classes, 16, 32), pixel_block, channel_block, 8, 1)
 
 
 def prototype_tiles(
