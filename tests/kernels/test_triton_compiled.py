@@ -230,22 +230,28 @@ def test_reads_of_150_classes(more_options):
     assert _reads("sm_120", torch.float32, more_options) == [(1, 2.5), (1, 3.4375)]
 
 
+def _gradient(simulator, features, labels, prototypes, temperature, of_prototypes):
+    """One gradient in the simulator: what the PTX gives, the truth, and the pixels' true similarities with their classes."""
+    exact, one = (features.double(), labels, None, prototypes.double()), torch.ones(())
+    statistics, positive, _ = reference.class_statistics(*exact, None, None, temperature, 255, False, False)
+    sums = reference.positive_sums(positive, labels, None, statistics, 255, False)
+    options = temperature, 255, False, 0.0, 1, not of_prototypes, of_prototypes
+    truth = reference.loss_gradients(*exact, None, None, statistics, sums, None, one.double(), *options)
+    with instead_of_launching(simulator):
+        vectors = statistics.float(), sums.float(), None, one
+        found = launch.loss_gradients(features, labels, None, prototypes, None, None, *vectors, *options)
+    return found[of_prototypes], truth[of_prototypes], positive
+
+
 def _gradient_in_the_simulator(dtype, spatial, classes, of_prototypes):
     """One gradient of random features of 256 channels: (features, what the PTX gives, the truth, the launches' counters)."""
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(1, 256, *spatial, generator=generator).to(dtype)
     labels = torch.randint(0, classes, (1, *spatial), generator=generator)
-    prototypes, one = torch.randn(classes, 256, generator=generator), torch.ones(())
-    exact = features.double(), labels, None, prototypes.double()
-    statistics, positive, _ = reference.class_statistics(*exact, None, None, 0.1, 255, False, False)
-    sums = reference.positive_sums(positive, labels, None, statistics, 255, False)
-    options = 0.1, 255, False, 0.0, 1, not of_prototypes, of_prototypes
-    truth = reference.loss_gradients(*exact, None, None, statistics, sums, None, one.double(), *options)
+    prototypes = torch.randn(classes, 256, generator=generator)
     simulator = triton_replay.Simulator()
-    with instead_of_launching(simulator):
-        vectors = statistics.float(), sums.float(), None, one
-        found = launch.loss_gradients(features, labels, None, prototypes, None, None, *vectors, *options)
-    return features, found[of_prototypes], truth[of_prototypes], simulator.counters
+    found, truth, _ = _gradient(simulator, features, labels, prototypes, 0.1, of_prototypes)
+    return features, found, truth, simulator.counters
 
 
 @pytest.mark.slow
@@ -287,22 +293,11 @@ def test_ptx_on_tensor_cores_that_truncate(dtype, classes):
     """Features on their prototypes, where truncated sums err to one side: over all of 512 channels it would be 4e-6."""
     case = make_aligned_case(dtype, 512, classes, pixels=64, noise=0.01)
     features, labels, prototypes = case["features"], case["labels"], case["prototypes"].float()
-    vectors = reference.class_statistics(
-        features.double(), labels, None, prototypes.double(), None, None, 1.0, 255, False, False
-    )
-    sums = reference.positive_sums(vectors[1], labels, None, vectors[0], 255, False)
-    options = 1.0, 255, False, 0.0, 1, True, False
-    truth, _ = reference.loss_gradients(
-        features.double(), labels, None, prototypes.double(), None, None, vectors[0], sums, None,
-        torch.ones((), dtype=torch.float64), *options,
-    )  # fmt: skip
-    with instead_of_launching(triton_replay.Simulator(tensor_core="truncate")):
+    simulator = triton_replay.Simulator(tensor_core="truncate")
+    gradient, truth, true_positive = _gradient(simulator, features, labels, prototypes, 1.0, of_prototypes=False)
+    with instead_of_launching(simulator):
         _, positive, _ = launch.class_statistics(features, labels, None, prototypes, None, None, 1.0, 255, False, False)
-        gradient, _ = launch.loss_gradients(
-            features, labels, None, prototypes, None, None, vectors[0].float(), sums.float(), None, torch.ones(()),
-            *options,
-        )  # fmt: skip
-    assert (positive - vectors[1]).abs().max() <= (1e-6 if dtype == torch.float32 else 2e-6)
+    assert (positive - true_positive).abs().max() <= (1e-6 if dtype == torch.float32 else 2e-6)
     close_gradient("features", gradient, truth, 5e-6 if dtype == torch.float32 else 2e-4)
 
 

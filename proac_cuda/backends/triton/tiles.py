@@ -83,7 +83,7 @@ def _many_classes(dtype: torch.dtype, classes: int, architecture: str, more_opti
     Each tile of pixels reads all prototypes, from the cache: the more pixels, the better, until registers spill.
     """
     blocks = min(8, -(-classes // 32))
-    # S takes half of the registers. With more options 128 pixels spill 16 bytes on sm_100, 8 to 300 on sm_120.
+    # S takes up to 80 registers of a thread. With more options 128 pixels spill 16 bytes on sm_100.
     wide = architecture != "sm_120" and not (architecture == "sm_100" and more_options)
     pixel_block = 128 if dtype != torch.float32 and blocks <= 5 and wide else 64
     return Tiles(32, pixel_block, 16, 8, 2, BLOCKS=blocks)
