@@ -64,7 +64,7 @@ class Workspaces {
     const size_t x = needs.channels * tile, lane = needs.classes * lanes;
     const size_t s = needs.classes * tile;
     const int64_t terms = std::max(needs.channels, needs.classes), strips = kTile / kTileLanes;
-    const int most_parts = needs.tile_use.pixel_parts == 3 ? 3 : 2;  // of dS
+    const int most_parts = needs.tile_use.pixel_parts == 3 ? 4 : 2;  // of dS
     const size_t pairs = needs.tile_use.pixels_as_pairs ? strips * tile_strip(needs.channels, 1) * kTileBytes : 0;
     const size_t tiles = needs.tile_use.pixel_parts ? strips * tile_strip(terms, most_parts) * kTileBytes : 0;
     const size_t sampled = needs.sampled ? x : 0, transposed = needs.anchor_gradient ? padded * tile : 0;

@@ -201,8 +201,8 @@ static void gradient_by_tiles(const AnchorView& anchors, int64_t num_classes, in
                               F* out, int64_t stride) {
   if (anchors.tile_use.pixel_parts == 3) {
     alignas(64) float unit[kTile];
-    // A fourth sum, since a pixel's own class has a dS many times the others', which are left with their last two
-    // digits.
+    // A fourth digit, since a pixel's own class has a dS many times the others', which together may weigh more: near its
+    // prototype its own is a small difference.
     Digits<4>::split(ds, num_classes, tiles, unit);
     for (int i = 0; i < kTile; ++i) unit[i] *= along[i];
     gradient_of<Digits<4>, stream>(anchors, num_classes, channels, tiles, x, unit, back, alive, out, stride);

@@ -1,8 +1,9 @@
 // Whole numbers for the tile unit, with sums in 32 bits: what float32 features are multiplied as.
 //
 // A value becomes three digits from -128 to 127, v = unit (q0 2^16 + q1 2^8 + q2) within unit / 2: as many bits as a
-// float has, counted from the largest of its row in the left factor, of its pixel in the right one. Products q_i q_j
-// are summed exactly, in a sum for each i + j, and put together in float.
+// float has, counted from the largest of its row in the left factor, of its pixel in the right one. A fourth, q3 2^-8, is
+// for pixels whose values differ widely. Products q_i q_j are summed exactly, in a sum for each i + j, and put together
+// in float.
 #pragma once
 
 #include "tile_unit.h"
@@ -19,18 +20,18 @@ PROAC_INLINE Vec<uint32_t> nearest_integer(Vec<float> v) {
 #endif
 }
 
-// `sums` is how many sums are taken, of i + j = 0, 1, ... Three leave out what is below 2^-23 of the largest product,
-// for each term anew.
-template <int sums_taken>
+// Pixels have `digits` digits, and as many sums are taken, of i + j = 0, 1, ... Three leave out what is below 2^-23 of the
+// largest product, for each term anew.
+template <int digits>
 struct Digits {
   using Sum = int32_t;
-  static constexpr int kRowParts = 3, kPixelParts = 3, kSums = sums_taken;
+  static constexpr int kRowParts = 3, kPixelParts = digits, kSums = digits;
 
   // The right factor, rows of [length][kTile]: 32 bits are a digit of four terms. unit[i] is that of pixel i, whose
   // largest value becomes 2^22 to 2^23 of them.
   static void split(const float* rows, int64_t length, int8_t* tiles, float* unit) {
-    constexpr float margin = 1 + 0x1p-7f;  // 2^23 itself would need a fourth digit
-    constexpr int lanes = kLanes<float>;
+    constexpr float margin = 1 + 0x1p-7f;  // 2^23 itself would need a digit before the first
+    constexpr int lanes = kLanes<float>, more_bits = 8 * (digits - 3);
     const int64_t groups = tile_steps(length, kRowParts) * kTileRows, strip = tile_strip(length, kPixelParts);
     for (int i = 0; i < kTile; i += lanes) {
       Vec<int32_t> top{};  // bits of floats without a sign are in the floats' order, NaN above all
@@ -38,11 +39,11 @@ struct Digits {
         const Vec<int32_t> size = as_bits<float>(load(rows + n * kTile + i)) & 0x7fffffff;
         top = size > top ? size : top;
       }
-      // The unit is 2^(exponent - 149), in two factors, since its inverse may be beyond float.
+      // The unit is 2^(exponent - 149), in two factors, since its inverse may be beyond float; so is the last digit's.
       const Vec<int32_t> exponent = as_bits<float>(from_bits<float>(top) * margin) >> 23;
       const Vec<int32_t> first = (149 - exponent) >> 1, second = 149 - exponent - first;
       const auto power = [](Vec<int32_t> of) PROAC_LAMBDA { return from_bits<float>((of + 127) << 23); };
-      const Vec<float> up0 = power(first), up1 = power(second);
+      const Vec<float> up0 = power(first + more_bits), up1 = power(second);
       store<float>(unit + i, power(-first) * power(-second));
       for (int64_t group = 0; group < groups; ++group) {
         Vec<uint32_t> q[4];
@@ -52,14 +53,19 @@ struct Digits {
           const Vec<float> value = n < length ? load(rows + n * kTile + i) : Vec<float>{};
           q[r] = (nearest_integer(value * up0 * up1) + kDigitOffset) ^ kDigitOffset;
         }
-        constexpr uint32_t even = 0x00ff00ffu, low = 0xffu, half = 0xffffu;
-        const Vec<uint32_t> outer01 = (q[0] & even) | (q[1] & even) << 8, outer23 = (q[2] & even) | (q[3] & even) << 8;
-        const Vec<uint32_t> middle01 = (q[0] >> 8 & low) | (q[1] & low << 8),
-                            middle23 = (q[2] >> 8 & low) | (q[3] & low << 8);
+        constexpr uint32_t even = 0x00ff00ffu, low = 0xffffu;
+        const auto merge = [](Vec<uint32_t> a, Vec<uint32_t> b) PROAC_LAMBDA { return (a & even) | (b & even) << 8; };
+        const Vec<uint32_t> even01 = merge(q[0], q[1]), even23 = merge(q[2], q[3]);  // bytes 0 and 2 of the terms
+        const Vec<uint32_t> odd01 = merge(q[0] >> 8, q[1] >> 8), odd23 = merge(q[2] >> 8, q[3] >> 8);
+        constexpr int next = kTileBytes / 4;  // digit
         uint32_t* out = pixel_terms(tiles, strip, kPixelParts, group, i);
-        store<uint32_t>(out, outer01 >> 16 | (outer23 & half << 16));
-        store<uint32_t>(out + kTileBytes / 4, middle01 | middle23 << 16);
-        store<uint32_t>(out + kTileBytes / 2, (outer01 & half) | outer23 << 16);
+        if constexpr (digits == 4) {
+          store<uint32_t>(out, odd01 >> 16 | (odd23 & low << 16));
+          out += next;
+        }
+        store<uint32_t>(out, even01 >> 16 | (even23 & low << 16));
+        store<uint32_t>(out + next, (odd01 & low) | odd23 << 16);
+        store<uint32_t>(out + 2 * next, (even01 & low) | even23 << 16);
       }
     }
   }
@@ -71,8 +77,7 @@ struct Digits {
     for (int order = 0; order < kSums; ++order) {
       clear_sums<two>();
       for (int64_t step = 0; step < steps; ++step) {
-        const int first = order < kRowParts ? 0 : order - kRowParts + 1, last = order - first;
-        for (int digit = first; digit <= last; ++digit) {
+        for (int digit = 0; digit <= order && digit < kRowParts; ++digit) {
           load_rows<two>(block, step * kRowParts + digit);
           load_pixels(block, step * kPixelParts + order - digit);
           _tile_dpbssd(0, 4, 6);

@@ -18,6 +18,7 @@ import proac_cuda
 import sanitize
 from compare import assert_gradient_close, assert_loss_close
 from proac_cuda.backends import extension
+from stage_comparison import make_aligned_case
 
 pytestmark = pytest.mark.skipif(
     not proac_cuda.available_backends()["cpp"].can_run, reason=proac_cuda.available_backends()["cpp"].reason
@@ -84,6 +85,14 @@ def test_grid_of_sizes(classes: int, channels: int) -> None:
         dtype = DTYPES[(classes + channels + i) % 4]
         features, labels, prototypes = problem((1, channels, pixels), classes)
         compare(features.to(dtype), labels, prototypes, learnable=pixels == 31)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("temperature", [0.1, 1.0])
+def test_features_on_their_prototypes(temperature: float, dtype: torch.dtype) -> None:
+    """Cosine 0.99995: a pixel's own class, whose dS is the largest by far, leaves less of the gradient than the others."""
+    case = make_aligned_case(dtype, 256, 150, pixels=1024, noise=0.01)
+    compare(case["features"], case["labels"], case["prototypes"].double(), temperature=temperature)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -60,6 +60,13 @@ def test_features_near_their_prototypes(
     compare(computed, make_aligned_case(dtype, 256, num_classes, noise=noise), learnable=learnable)
 
 
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("temperature", [0.1, 1.0])
+def test_features_on_their_prototypes(computed: Any, dtype: torch.dtype, temperature: float) -> None:
+    """Cosine 0.99995: a pixel's own class, whose dS is the largest by far, leaves less of the gradient than the others."""
+    compare(computed, make_aligned_case(dtype, 256, 150, pixels=1024, noise=0.01), temperature=temperature)
+
+
 @pytest.mark.parametrize("label_dtype", [torch.uint8, torch.int16, torch.int32])
 def test_label_dtypes(computed: Any, label_dtype: torch.dtype) -> None:
     compare(computed, make_case(torch.float32, 8, 19, label_dtype=label_dtype))
