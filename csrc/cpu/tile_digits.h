@@ -25,7 +25,7 @@ PROAC_INLINE Vec<uint32_t> nearest_integer(Vec<float> v) {
 template <int digits>
 struct Digits {
   using Sum = int32_t;
-  static constexpr int kRowParts = 3, kPixelParts = digits, kSums = digits;
+  static constexpr int kRowParts = 3, kPixelParts = digits, kSums = digits, kRowStrips = 1;
 
   // The right factor, rows of [length][kTile]: 32 bits are a digit of four terms. unit[i] is that of pixel i, whose
   // largest value becomes 2^22 to 2^23 of them.
@@ -70,29 +70,48 @@ struct Digits {
     }
   }
 
-  template <bool two>
-  PROAC_MEMBER static void sum_products(const TileBlock& block, int64_t steps,
-                                        Sum (*sums)[2 * kTileRows * kTileAcross]) {
-#pragma GCC unroll 4
-    for (int order = 0; order < kSums; ++order) {
-      clear_sums<two>();
-      for (int64_t step = 0; step < steps; ++step) {
-        for (int digit = 0; digit <= order && digit < kRowParts; ++digit) {
-          load_rows<two>(block, step * kRowParts + digit);
-          load_pixels(block, step * kPixelParts + order - digit);
-          _tile_dpbssd(0, 4, 6);
-          _tile_dpbssd(1, 4, 7);
-          if constexpr (two) {
-            _tile_dpbssd(2, 5, 6);
-            _tile_dpbssd(3, 5, 7);
-          }
-        }
-      }
-      store_sums<two>(sums[order]);
-    }
+  // A strip by a strip: each tile is loaded once, for all of its products, whose sums are registers 0 to 3. Two strips by
+  // two, one sum after another, load no more, but the nearest cache does not hold all that they come back to.
+  template <bool>
+  PROAC_MEMBER static void sum_products(const TileBlock& block, int64_t steps, Sum (*sums)[kTileRows * kTileAcross]) {
+    sum_products(block.upper, block.left, steps, sums, 0);
+    sum_products(block.upper, block.right, steps, sums, kTileLanes);
   }
 
-  PROAC_MEMBER static Vec<float> value(const Sum (*sums)[2 * kTileRows * kTileAcross], int at, float unit) {
+  PROAC_MEMBER static void sum_products(const int8_t* rows, const int8_t* pixels, int64_t steps,
+                                        Sum (*sums)[kTileRows * kTileAcross], int at) {
+    constexpr int stride = kTileAcross * 4;
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    if constexpr (digits == 4) _tile_zero(3);
+    for (int64_t step = 0; step < steps; ++step, rows += kRowParts * kTileBytes, pixels += kPixelParts * kTileBytes) {
+      _tile_loadd(4, rows, 64);
+      _tile_loadd(7, pixels, 64);
+      _tile_dpbssd(0, 4, 7);
+      _tile_loadd(5, rows + kTileBytes, 64);
+      _tile_dpbssd(1, 5, 7);
+      _tile_loadd(6, rows + 2 * kTileBytes, 64);
+      _tile_dpbssd(2, 6, 7);
+      _tile_loadd(7, pixels + kTileBytes, 64);
+      if constexpr (digits == 4) _tile_dpbssd(3, 6, 7);
+      _tile_dpbssd(1, 4, 7);
+      _tile_dpbssd(2, 5, 7);
+      _tile_loadd(7, pixels + 2 * kTileBytes, 64);
+      if constexpr (digits == 4) _tile_dpbssd(3, 5, 7);
+      _tile_dpbssd(2, 4, 7);
+      if constexpr (digits == 4) {
+        _tile_loadd(7, pixels + 3 * kTileBytes, 64);
+        _tile_dpbssd(3, 4, 7);
+      }
+    }
+    _tile_stored(0, sums[0] + at, stride);
+    _tile_stored(1, sums[1] + at, stride);
+    _tile_stored(2, sums[2] + at, stride);
+    if constexpr (digits == 4) _tile_stored(3, sums[3] + at, stride);
+  }
+
+  PROAC_MEMBER static Vec<float> value(const Sum (*sums)[kTileRows * kTileAcross], int at, float unit) {
     const auto sum = [&](int order)
                          PROAC_LAMBDA { return __builtin_convertvector(load(sums[order] + at), Vec<float>); };
     Vec<float> value = sum(0) * 65536.0f + sum(1) * 256.0f + sum(2);

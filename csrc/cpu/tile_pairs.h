@@ -9,6 +9,38 @@
 namespace proac::PROAC_ISA {
 
 #if defined(PROAC_TILE_UNIT)
+// The intrinsics' registers are literals: 0 to 3 hold the sums of two strips by two, 4 and 5 tiles of the left factor, 6
+// and 7 of the right one.
+template <bool two>
+PROAC_INLINE void clear_sums() {
+  _tile_zero(0);
+  _tile_zero(1);
+  if constexpr (two) {
+    _tile_zero(2);
+    _tile_zero(3);
+  }
+}
+template <bool two>
+PROAC_INLINE void load_rows(const TileBlock& block, int64_t tile) {
+  _tile_loadd(4, block.upper + tile * kTileBytes, 64);
+  if constexpr (two) _tile_loadd(5, block.lower + tile * kTileBytes, 64);
+}
+PROAC_INLINE void load_pixels(const TileBlock& block, int64_t tile) {
+  _tile_loadd(6, block.left + tile * kTileBytes, 64);
+  _tile_loadd(7, block.right + tile * kTileBytes, 64);
+}
+template <bool two>
+PROAC_INLINE void store_sums(void* sums) {
+  constexpr int stride = kTileAcross * 4;
+  int8_t* at = static_cast<int8_t*>(sums);
+  _tile_stored(0, at, stride);
+  _tile_stored(1, at + 64, stride);
+  if constexpr (two) {
+    _tile_stored(2, at + kTileRows * stride, stride);
+    _tile_stored(3, at + kTileRows * stride + 64, stride);
+  }
+}
+
 // The nearest bfloat16 in the low half of each lane.
 PROAC_INLINE Vec<uint32_t> to_bfloat16(Vec<float> v) {
   const HalfWords words = narrow_to(static_cast<BFloat16*>(nullptr), v);
@@ -24,7 +56,7 @@ PROAC_INLINE Vec<uint32_t> to_bfloat16(Vec<float> v) {
 template <int pixel_parts, int products>
 struct Pairs {
   using Sum = float;
-  static constexpr int kRowParts = 2, kPixelParts = pixel_parts, kSums = 1;
+  static constexpr int kRowParts = 2, kPixelParts = pixel_parts, kSums = 1, kRowStrips = 2;
 
   // The right factor, rows of [length][kTile]: 32 bits are two terms, the first in the low half.
   static void split(const float* rows, int64_t length, int8_t* tiles) {

@@ -50,50 +50,21 @@ PROAC_INLINE uint32_t* pixel_terms(int8_t* tiles, int64_t strip, int parts, int6
   return reinterpret_cast<uint32_t*>(tile + group % kTileRows * 64) + i % kTileLanes;
 }
 
-// Where two strips of the left factor and two of the right one begin: what is multiplied at a time.
+// Where strips of both factors begin: what is multiplied at a time. Of some numbers it is one strip of the left factor,
+// `upper`.
 struct TileBlock {
   const int8_t *upper, *lower, *left, *right;
 };
 
-// The intrinsics' registers are literals: 0 to 3 hold sums, 4 and 5 tiles of the left factor, 6 and 7 of the right one.
-// GCC's loads do not say that they read memory: multiply_strips does.
-template <bool two>
-PROAC_INLINE void clear_sums() {
-  _tile_zero(0);
-  _tile_zero(1);
-  if constexpr (two) {
-    _tile_zero(2);
-    _tile_zero(3);
-  }
-}
-template <bool two>
-PROAC_INLINE void load_rows(const TileBlock& block, int64_t tile) {
-  _tile_loadd(4, block.upper + tile * kTileBytes, 64);
-  if constexpr (two) _tile_loadd(5, block.lower + tile * kTileBytes, 64);
-}
-PROAC_INLINE void load_pixels(const TileBlock& block, int64_t tile) {
-  _tile_loadd(6, block.left + tile * kTileBytes, 64);
-  _tile_loadd(7, block.right + tile * kTileBytes, 64);
-}
-template <bool two>
-PROAC_INLINE void store_sums(void* sums) {
-  constexpr int stride = kTileAcross * 4;
-  int8_t* at = static_cast<int8_t*>(sums);
-  _tile_stored(0, at, stride);
-  _tile_stored(1, at + 64, stride);
-  if constexpr (two) {
-    _tile_stored(2, at + kTileRows * stride, stride);
-    _tile_stored(3, at + kTileRows * stride + 64, stride);
-  }
-}
-
+// GCC's loads of tiles do not say that they read memory: multiply_strips does.
+//
 // Calls write(pixel)(row, a, b) with two vectors of pixels of the products of `rows` rows from `first` on, in the
 // pixels' units.
 template <class Numbers, bool two, class Write>
 PROAC_INLINE void multiply_strips(const TileRows& left, int64_t first, int rows, int64_t terms, const int8_t* pixels,
                                   Write write) {
   constexpr int lanes = kLanes<float>;
-  alignas(64) typename Numbers::Sum sums[Numbers::kSums][2 * kTileRows * kTileAcross];
+  alignas(64) typename Numbers::Sum sums[Numbers::kSums][Numbers::kRowStrips * kTileRows * kTileAcross];
   const int64_t steps = tile_steps(terms, Numbers::kRowParts);
   const int64_t row_strip = tile_strip(terms, Numbers::kRowParts) * kTileBytes;
   const int64_t pixel_strip = tile_strip(terms, Numbers::kPixelParts) * kTileBytes;
@@ -118,12 +89,15 @@ PROAC_INLINE void multiply_strips(const TileRows& left, int64_t first, int rows,
 template <class Numbers, class Write>
 PROAC_INLINE void multiply_tiles(const TileRows& left, int64_t rows, int64_t terms, const int8_t* pixels, Write write) {
   int64_t first = 0;
-  for (; rows - first > kTileRows; first += 2 * kTileRows) {
-    const int some = rows - first < 2 * kTileRows ? static_cast<int>(rows - first) : 2 * kTileRows;
-    multiply_strips<Numbers, true>(left, first, some, terms, pixels, write);
+  if constexpr (Numbers::kRowStrips == 2) {
+    for (; rows - first > kTileRows; first += 2 * kTileRows) {
+      const int some = rows - first < 2 * kTileRows ? static_cast<int>(rows - first) : 2 * kTileRows;
+      multiply_strips<Numbers, true>(left, first, some, terms, pixels, write);
+    }
   }
-  if (first < rows) {
-    multiply_strips<Numbers, false>(left, first, static_cast<int>(rows - first), terms, pixels, write);
+  for (; first < rows; first += kTileRows) {
+    const int some = rows - first < kTileRows ? static_cast<int>(rows - first) : kTileRows;
+    multiply_strips<Numbers, false>(left, first, some, terms, pixels, write);
   }
 }
 #else
