@@ -108,7 +108,7 @@ def parser() -> argparse.ArgumentParser:
     street.add_argument("--root", type=Path, required=True, help="the folder CamVid; camvid.py says how to get it")
     street.add_argument(
         "--part",
-        choices=("main", "choices", "chosen", "supervised", "stress", "prototypes", "adaptation_trial"),
+        choices=("main", "choices", "chosen", "supervised", "stress", "prototypes", "adaptation_trial", "adaptation"),
         default="main",
         help="(%(default)s)",
     )

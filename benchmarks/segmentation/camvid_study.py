@@ -31,6 +31,7 @@ BASELINE = "cross_entropy"
 SEEDS = {
     "main": range(100, 112), "choices": range(4), "chosen": range(100, 112), "supervised": range(100, 106),
     "stress": range(100, 106), "prototypes": range(100, 103), "adaptation_trial": range(2),
+    "adaptation": range(100, 106),
 }  # fmt: skip
 #: The part that trains the cross-entropy which a part is compared with, where that is another one.
 BASELINE_PART = {"chosen": "main", "supervised": "main", "prototypes": "main"}
@@ -50,10 +51,11 @@ CHOICES: dict[str, dict[str, Any]] = {
     "random prototypes": {"prototypes": "random"},
     "learnable prototypes": {"prototypes": "learnable"},
 }
-ADAPTATION = ("adaptation_trial",)  # parts with a target domain
+ADAPTATION = ("adaptation_trial", "adaptation")  # parts with a target domain
 TARGET = "dusk"  # the name of the target domain
 SOURCE_ONLY = "source_only"
-MIXED = {"self_training": True, "class_mix": True}
+SELF_TRAINED = {"self_training": True}
+MIXED = SELF_TRAINED | {"class_mix": True}
 ON_VALIDATION = ("choices", "adaptation_trial")  # parts that are scored on validation images alone
 
 #: Of each option what was best on the validation images, where that is not the authors' setting.
@@ -81,7 +83,12 @@ def _arms() -> dict[str, list[Arm]]:
             SOURCE_ONLY: ("source only", {}),
             "class_mix": ("self-training, class-mix", MIXED),
             "class_mix_proac": ("self-training, class-mix, + 0.1 ProAC", MIXED | AUTHORS),
-            "self_training": ("self-training", {"self_training": True}),
+            "self_training": ("self-training", SELF_TRAINED),
+        },
+        "adaptation": {
+            SOURCE_ONLY: ("source only", {}),
+            "self_training": ("self-training", SELF_TRAINED),
+            "self_training_proac": ("self-training, + 0.1 ProAC", SELF_TRAINED | AUTHORS),
         },
     }
     return {
