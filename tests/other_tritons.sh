@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The oldest Triton that the package takes, and the newest that pip gives: the kernels compiled and run from their PTX under the
-# first, the interpreter's suite under the second. Each goes into a folder of its own, without its dependencies: the environment
+# The oldest Triton that the package takes, and the newest that pip gives: the kernels compiled under both, run from their PTX under
+# the first, and the interpreter's suite under the second. Each goes into a folder of its own, without its dependencies: the environment
 # stays as it is. PYTHON names that environment's interpreter.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -30,9 +30,10 @@ run_under "$oldest" "The kernels compiled" "$compiled::test_no_spills[sm_80]" \
 version_of_report='import json, sys; print(json.load(sys.stdin)["install"][0]["metadata"]["version"])'
 if ! newest=$("$python" -m pip install --quiet --dry-run --ignore-installed --no-deps --report - triton \
   | "$python" -c "$version_of_report"); then
-  echo "NOT RUN: the interpreter's suite under the newest Triton, which pip could not find (its error is above)"
+  echo "NOT RUN: the tests under the newest Triton, which pip could not find (its error is above)"
 elif [ "$newest" = "$installed" ]; then
   echo "Triton $installed is the newest that pip gives, and the suite has run under it"
 else
-  run_under "$newest" "The interpreter's suite" tests/kernels/test_triton_interpreter.py
+  run_under "$newest" "The interpreter's suite, and the kernels compiled," tests/kernels/test_triton_interpreter.py \
+    "$compiled::test_no_spills_with_every_option[sm_80]"
 fi

@@ -123,7 +123,8 @@ def _compiled_for(
         arch,
         INTERPRETED,
     )
-    return {"CASE": case, "num_warps": tile.num_warps, "num_stages": tile.num_stages}
+    most = {"maxnreg": tile.max_registers} if tile.max_registers else {}
+    return {"CASE": case, "num_warps": tile.num_warps, "num_stages": tile.num_stages, **most}
 
 
 def select_negatives(
