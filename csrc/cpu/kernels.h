@@ -18,8 +18,8 @@ constexpr int kTileBytes = kTileRows * 64;  // each of its tiles
 // (v + offset) ^ offset has the digits of the whole number v, from -128 to 127 each, as its bytes.
 constexpr uint32_t kDigitOffset = 0x80808080;
 
-// For the tile unit a number is split into parts: one or two bfloat16 numbers, or three digits of 8 bits. Terms of a
-// tile's sums, and how many tiles the terms of sixteen rows, or of sixteen pixels, take.
+// For the tile unit a number is split into parts: one or two bfloat16 numbers, or three or four digits of 8 bits. Terms
+// of a tile's sums, and how many tiles the terms of sixteen rows, or of sixteen pixels, take.
 [[maybe_unused]] static constexpr int64_t tile_steps(int64_t terms, int parts) {
   const int step = parts >= 3 ? 64 : 32;
   return (terms + step - 1) / step;

@@ -40,9 +40,7 @@ class Tiles(NamedTuple):
     BLOCKS: int = 1  #: of KB classes, of which a program deals with that many
     LOOPED: bool = False  #: each float32 product stands in a loop of its own
     PIXEL_ROWS: bool = False  #: products are (BM, n): a matrix unit that takes 64 rows at a time gets pixels
-    max_registers: int = (
-        0  #: of a thread; 0: as many as the assembler likes, which may spill some to hold more programs
-    )
+    max_registers: int = 0  #: of a thread; 0: the assembler's choice, which may spill some to hold more programs
 
 
 def parts(dtype: torch.dtype, architecture: str) -> int:
@@ -165,7 +163,7 @@ def prototype_tiles(
     if dtype == torch.float64:
         return Tiles(16, 16, 16, 4, 1, DO=min(own, 64))
     blocks = 1 if classes <= 16 else 2  # more, and registers spill
-    # Two programs on a multiprocessor at most: room for more is not worth the 8 to 32 bytes that Triton 3.9 spills for it.
+    # Triton 3.9 spills 8 to 32 bytes to hold more programs on a multiprocessor; of PROTOTYPE_PROGRAMS a large GPU has 2 or 3.
     registers = 255 if architecture.startswith("sm_") else 0
     if dtype == torch.float32:  # twice the registers for features and operands: not all 256 channels fit
         one = more_options or architecture == "sm_100"
