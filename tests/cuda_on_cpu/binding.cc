@@ -7,6 +7,7 @@
 #include "arguments.h"
 #include "fast.cuh"
 #include "on_cpu.h"
+#include "portable.cuh"
 
 namespace py = pybind11;
 using namespace proac::cuda;
@@ -224,6 +225,20 @@ static std::vector<std::pair<size_t, size_t>> take_workspaces() {
   return w;
 }
 
+// A launch whose struct has a pointer's bytes around its fields, as a stack may leave them there.
+struct Padded {
+  void* pointer;
+  bool flag;
+};
+static void padded_kernel(Padded) {}
+static void launch_padded(size_t pointer) {
+  alignas(Padded) char memory[sizeof(Padded)];
+  for (size_t at = 0; at < sizeof memory; at += sizeof pointer) memcpy(memory + at, &pointer, sizeof pointer);
+  Padded* arguments = reinterpret_cast<Padded*>(memory);
+  arguments->flag = false;
+  start(padded_kernel, 1, 1, 0, nullptr, *arguments);
+}
+
 PYBIND11_MODULE(cuda_on_cpu, m) {
   // How the fast path would cut a call, as {name: number}; empty where it does not take it.
   m.def("plan", [](const std::string& type, int64_t channels, int64_t pixels, bool channels_last, int64_t num_classes,
@@ -253,6 +268,7 @@ PYBIND11_MODULE(cuda_on_cpu, m) {
   m.def("loss_gradients", loss_gradients);
   m.def("set_options", set_options, py::arg("order") = 2, py::arg("seed") = 1, py::arg("shared_limit") = 227 << 10,
         py::arg("multiprocessors") = 132, py::arg("mutant") = 0);
+  m.def("launch_padded", launch_padded);
   m.def("take_launches", take_launches);
   m.def("take_workspaces", take_workspaces);
 }

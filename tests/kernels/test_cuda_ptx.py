@@ -9,6 +9,7 @@ import ptx_replay
 
 if ptx_replay.why_not():
     pytest.skip(str(ptx_replay.why_not()), allow_module_level=True)
+from cuda_on_cpu import stages as kernels  # noqa: E402
 from ptx_call import Call  # noqa: E402
 from stage_comparison import (  # noqa: E402
     make_aligned_case,
@@ -218,6 +219,15 @@ def test_instructions(dtype: torch.dtype, num_classes: int) -> None:
     for stage, most in zip(("forward", "backward"), INSTRUCTIONS[dtype, num_classes], strict=True):
         assert found[stage].instructions <= most, (stage, found[stage])
         assert found[stage].wavefronts <= 1.05 * found[stage].ideal_wavefronts, (stage, found[stage])
+
+
+def test_bytes_between_arguments_are_no_pointers() -> None:
+    """A launch is recorded with zeros there: bytes like an array's address would be moved, and a flag beside them be set."""
+    pointer = 0x7F12345678AB00
+    kernels.module.take_launches()
+    kernels.module.launch_padded(pointer)
+    ((_, _, _, _, arguments),) = kernels.module.take_launches()
+    assert arguments == pointer.to_bytes(8, "little") + bytes(8)
 
 
 if __name__ == "__main__":
