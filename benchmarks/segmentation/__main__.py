@@ -19,6 +19,7 @@ import torch
 from rich.console import Console
 
 from .adapters import ADAPTERS
+from .camvid_study import SEEDS as CAMVID_PARTS
 from .climate import STYLES, load_climate
 from .compare import compare
 from .data import DataError, ResizedDataset, Splits, folder_splits, read_class_names
@@ -106,12 +107,7 @@ def parser() -> argparse.ArgumentParser:
         "camvid_protocol.md. It can be stopped at any point and started again.",
     )
     street.add_argument("--root", type=Path, required=True, help="the folder CamVid; camvid.py says how to get it")
-    street.add_argument(
-        "--part",
-        choices=("main", "choices", "chosen", "supervised", "stress", "prototypes", "adaptation_trial", "adaptation"),
-        default="main",
-        help="(%(default)s)",
-    )
+    street.add_argument("--part", choices=CAMVID_PARTS, default="main", help="(%(default)s)")
     street.add_argument("--seeds", type=_seeds, nargs="+", help="such as 100-103 (those of the protocol)")
     street.add_argument("--jobs", type=_positive, default=1, help="processes of one thread each (%(default)s)")
     street.add_argument("--output", type=Path, default=Path("results/camvid"), help="folder (%(default)s)")

@@ -35,6 +35,8 @@ SEEDS = {
 }  # fmt: skip
 #: The part that trains the cross-entropy which a part is compared with, where that is another one.
 BASELINE_PART = {"chosen": "main", "supervised": "main", "prototypes": "main"}
+# What a step with ProAC costs over one without, in processor time of one thread: study.step_cost(load_camvid(root), PROTOCOL)
+PROAC_STEP_RATIO = 1.07
 PROBED = AUTHORS | {"probe_every": 33}  # ten times in 300 steps
 
 CHOICES: dict[str, dict[str, Any]] = {
@@ -71,6 +73,7 @@ def _arms() -> dict[str, list[Arm]]:
         "chosen": {"chosen": ("ProAC, the best of each option", chosen)},
         "supervised": {
             "class_weighted": ("class-weighted cross-entropy", {"class_weighted": True}),
+            "longer": ("cross-entropy with ProAC's compute", {"iterations_factor": PROAC_STEP_RATIO}),
             "focal": ("focal loss", {"supervised": "focal"}),
             "dice": ("cross-entropy + Dice", {"supervised": "dice"}),
             "twin": ("+ 0.1 pixel-anchored twin", AUTHORS | {"anchors": "pixels"}),
@@ -89,6 +92,8 @@ def _arms() -> dict[str, list[Arm]]:
             SOURCE_ONLY: ("source only", {}),
             "self_training": ("self-training", SELF_TRAINED),
             "self_training_proac": ("self-training, + 0.1 ProAC", SELF_TRAINED | AUTHORS),
+            "class_mix": ("self-training, class-mix", MIXED),
+            "class_mix_proac": ("self-training, class-mix, + 0.1 ProAC", MIXED | AUTHORS),
         },
     }
     return {

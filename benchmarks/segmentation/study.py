@@ -88,11 +88,14 @@ def _arms() -> tuple[Arm, ...]:
     arms = [Arm(*row) for row in rows]
     adapt = {"self_training": True}
     sure = adapt | {"confidence_weighted": True}
+    mixed = adapt | {"class_mix": True}
     adapted: list[tuple[str, str, dict[str, Any]]] = [
         ("self_training", "self-training", adapt),
         ("self_training_proac", "self-training + ProAC", adapt | proac),
         ("confident", "self-training, confidence weights", sure),
         ("confident_proac", "self-training, confidence weights + ProAC", sure | proac),
+        ("class_mix", "self-training, class-mix", mixed),
+        ("class_mix_proac", "self-training, class-mix + 0.1 ProAC", mixed | {"proac_weight": 0.1}),
     ]
     for target in TARGETS:
         arms += [Arm(f"{target}-{name}", title, "adaptation", changes, target) for name, title, changes in adapted]

@@ -106,7 +106,11 @@ class Report:
         """What ProAC does where it was meant to help, whatever came out."""
         conditions = ("clean", STRESS_MEAN)
         asked = [(f"ProAC beside cross-entropy, {name}", "proac", BASELINE, name) for name in conditions]
-        trainings = {"self_training": "self-training", "confident": "self-training with confidence weights"}
+        trainings = {
+            "self_training": "self-training",
+            "confident": "self-training with confidence weights",
+            "class_mix": "self-training with class-mix",
+        }
         for target, (name, title) in product(TARGETS, trainings.items()):
             arm, words, own = f"{target}-{name}", WORDS[target], OWN[target]
             asked.append((f"{title} beside source only, {words}", arm, BASELINE, own))
