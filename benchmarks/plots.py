@@ -103,7 +103,7 @@ def _over_pixels(rows: list[Row], title: str, label: str, value: Callable[[Row],
 
 
 def _label_ends(axes: plt.Axes, ends: list[tuple[float, float, str]], right: float) -> None:
-    """Names beside the lines' ends, moved apart where they would overlap; lines that end early are named at their end."""
+    """Names beside the lines' ends, moved apart where they would overlap; lines that end early are named above."""
     low, high = np.log10(axes.get_ylim())
     gap = (high - low) * 0.042
     late = sorted((end for end in ends if end[0] == right), key=lambda end: end[1])
@@ -119,11 +119,14 @@ def _label_ends(axes: plt.Axes, ends: list[tuple[float, float, str]], right: flo
             fontweight="bold" if name in OWN else "normal",
             arrowprops={"arrowstyle": "-", "color": COLOURS[name], "linewidth": 0.5},
         )
-    for x, y, name in ends:
-        if x < right:
-            behind = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1}  # other lines may pass there
-            style = {"textcoords": "offset points", "color": COLOURS[name], "fontsize": 9, "bbox": behind}
-            axes.annotate(LABELS[name], (x, y), (-4, 7), **style)
+    left = axes.get_xlim()[0]
+    behind = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1}  # other lines may pass there
+    for end in sorted({x for x, _, _ in ends if x < right}):
+        early = sorted((y, name) for x, y, name in ends if x == end)
+        side, shift = ("right", 4) if end * end > left * right else ("left", -4)
+        for number, (_, name) in enumerate(early):  # one above the other, over the highest
+            style = {"textcoords": "offset points", "color": COLOURS[name], "fontsize": 9, "ha": side, "bbox": behind}
+            axes.annotate(LABELS[name], (end, early[-1][0]), (shift, 7 + 14 * number), **style)
 
 
 def _apart(heights: list[float], gap: float) -> list[float]:
