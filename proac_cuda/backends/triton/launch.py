@@ -123,8 +123,12 @@ def _compiled_for(
         arch,
         INTERPRETED,
     )
-    most = {"maxnreg": tile.max_registers} if tile.max_registers else {}
-    return {"CASE": case, "num_warps": tile.num_warps, "num_stages": tile.num_stages, **most}
+    return {"CASE": case, "num_warps": tile.num_warps, "num_stages": tile.num_stages, **_at_most(tile.max_registers)}
+
+
+def _at_most(registers: int) -> dict[str, int]:
+    """The launch option of :attr:`tiles.Tiles.max_registers`."""
+    return {"maxnreg": registers} if registers else {}
 
 
 def select_negatives(
@@ -241,6 +245,7 @@ def _sum_positives(
     tiling, num_chunks = pixels.chunks(block, tiles.MAX_CHUNKS)
     partials = statistics.new_empty(stages.NUM_POSITIVE_SUMS, num_chunks, num_classes)
     sums = statistics.new_empty(stages.NUM_POSITIVE_SUMS, num_classes)
+    registers = tiles.positive_sums_registers(statistics.dtype, architecture(positive.device))
     with _on(positive):
         run(
             loss.positive_sums_kernel, (num_chunks, ceil_div(num_classes, classes)),
@@ -249,6 +254,7 @@ def _sum_positives(
             sampling=sampling(labels, pixel_weight, positive.shape[1:], ignore_index, nearest_exact),
             alpha=pixel_anchor_weight, NEGATIVE_MEAN=negative_mean, PIXEL_ANCHOR=pixel_anchor_weight > 0,
             REDUCTION=reduction, K=num_classes, KB=classes, BM=block, CB=32, INDEX=pixels.index_type(labels),
+            **_at_most(registers),
         )  # fmt: skip
     return sums
 

@@ -148,6 +148,11 @@ def _gradient_without_tensor_cores(dtype: torch.dtype, channels: int, classes: i
     return Tiles(_power_of_two(classes, 16, 32), pixel_block, channel_block, 8, 1)
 
 
+def positive_sums_registers(dtype: torch.dtype, architecture: str) -> int:
+    """As :attr:`Tiles.max_registers`: Triton 3.6 spills 8 bytes at 72 to hold a seventh program on a multiprocessor."""
+    return 80 if architecture == "sm_80" and dtype == torch.float32 else 0
+
+
 def prototype_tiles(
     dtype: torch.dtype, channels: int, classes: int, architecture: str, more_options: bool = False
 ) -> Tiles:
@@ -163,9 +168,10 @@ def prototype_tiles(
     if dtype == torch.float64:
         return Tiles(16, 16, 16, 4, 1, DO=min(own, 64))
     blocks = 1 if classes <= 16 else 2  # more, and registers spill
-    # Triton 3.9 spills 8 to 32 bytes to hold more programs on a multiprocessor; of PROTOTYPE_PROGRAMS a large GPU has 2 or 3.
-    registers = 255 if architecture.startswith("sm_") else 0
     if dtype == torch.float32:  # twice the registers for features and operands: not all 256 channels fit
         one = more_options or architecture == "sm_100"
+        # Triton 3.9 spills 8 to 32 bytes to hold more programs at a time; of PROTOTYPE_PROGRAMS a multiprocessor has 2 or 3.
+        registers = 255 if architecture.startswith("sm_") else 0
         return Tiles(16, 32, min(own, 32), 4, 1, min(own, 128), BLOCKS=1 if one else blocks, max_registers=registers)
-    return Tiles(16, 64, min(own, 64), 8, 1, own, BLOCKS=blocks, max_registers=registers)
+    # With channels last Triton 3.9 spills 8 bytes of some cases; one block of classes would read the features twice as often.
+    return Tiles(16, 64, min(own, 64), 8, 1, own, BLOCKS=blocks)
