@@ -4,7 +4,7 @@ from . import compat, diagnostics, distributed, reference
 from .backends import BackendStatus, available_backends
 from .functional import proac_loss
 from .module import ProACLoss
-from .prototypes import load_prototypes, prototype_certificate, uniform_prototypes
+from .prototypes import load_prototypes, prototype_certificate, save_prototypes, uniform_prototypes
 from .regularizer import ProACRegularizer, ProjectionHead
 from .statistics import ProACStats
 from .version import __version__
@@ -24,5 +24,6 @@ __all__ = [
     "proac_loss",
     "prototype_certificate",
     "reference",
+    "save_prototypes",
     "uniform_prototypes",
 ]

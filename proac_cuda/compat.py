@@ -28,7 +28,12 @@ class PixelContrastLoss(nn.Module):
         super().__init__()
 
     def forward(self, feats: Tensor, labels: Tensor, queue: Tensor) -> Tensor:
-        """feats (B, D, H, W), labels (B, h, w), queue (..., D): a scalar."""
+        """feats (B, D, H, W), labels (B, h, w), queue (..., D): a scalar. ValueError: a queue of other channels."""
+        if queue.numel() % feats.shape[1]:
+            raise ValueError(
+                f"queue: expected prototypes of {feats.shape[1]} channels, the axis 1 of feats {tuple(feats.shape)}, got shape "
+                f"{tuple(queue.shape)}"
+            )
         prototypes = queue.detach().reshape(-1, feats.shape[1])
         if labels.ndim == feats.ndim and labels.shape[1] == 1:
             labels = labels.squeeze(1)

@@ -11,6 +11,7 @@ from .backends import choose_backend, stage_ops
 from .stages import REDUCTIONS, compute_dtype
 from .stages.autograd import Options, call_loss
 from .stages.exchange import group_name
+from .stages.pixels import collapses
 from .stages.validation import check_ignore_index, check_options, check_tensors, plain_tensors, warn_once
 from .statistics import ProACStats, make_stats
 
@@ -187,9 +188,8 @@ def _readable_in_place(features: Tensor) -> Tensor:
         return features
     sizes, strides = features.shape, features.stride()
     axes = [axis for axis in range(2, features.ndim) if sizes[axis] != 1]  # the stride of the others means nothing
-    collapses = all(strides[a] == strides[b] * sizes[b] for a, b in zip(axes, axes[1:], strict=False))
     unit_stride = not axes or sizes[1] == 1 or 1 in (strides[1], strides[axes[-1]])
-    if (collapses and unit_stride) or features.numel() == 0:
+    if (collapses(features) and unit_stride) or features.numel() == 0:
         return features
     warn_once(
         "copy",

@@ -21,6 +21,7 @@ from .stages.validation import (
     has_values,
     raise_for_class_weights,
     warn_once,
+    where_channels_are,
 )
 from .statistics import ProACStats
 
@@ -54,8 +55,9 @@ class ProACLoss(KeepsInitialValues):
     them back. What was trained, loaded or written in place is never touched.
 
     Raises:
-        TypeError, ValueError: when it is made, for all that :func:`proac_loss` would refuse of its options; ValueError when
-            it is called, for tensors that nobody filled, and for features of other than ``embedding_dim`` channels.
+        TypeError, ValueError: when it is made, for all that :func:`proac_loss` would refuse of its options; ValueError when it
+            is made with prototypes that have no direction; and when it is called, for tensors that nobody filled, and for
+            features of other than ``embedding_dim`` channels.
 
     Example::
 
@@ -112,6 +114,16 @@ class ProACLoss(KeepsInitialValues):
                 f"prototypes: expected shape ({num_classes}, {embedding_dim}), (num_classes, embedding_dim), "
                 f"got {tuple(prototypes.shape)}"
             )
+        given = not self._makes_prototypes and has_values(prototypes)
+        if given and (reason := why_no_direction(prototypes, unit=False)):
+            raise ValueError(
+                f"prototypes: {reason}: no direction to draw pixels to; pass rows that are finite and not 0"
+            )
+        if num_classes == 1:
+            warn_once(
+                "one class",
+                "num_classes=1: one class has no negatives, and the loss is always 0; background and foreground are two",
+            )
         values = prototypes.detach().to(torch.float32, copy=True)
         if learnable:
             self.prototypes = nn.Parameter(values)
@@ -142,10 +154,13 @@ class ProACLoss(KeepsInitialValues):
             and features.ndim > 1
             and features.shape[1] != self.embedding_dim
         ):
+            remedy = where_channels_are(features, self.embedding_dim) or (
+                f"make it with embedding_dim={features.shape[1]}, or give the features a head of {self.embedding_dim} output "
+                "channels"
+            )
             raise ValueError(
                 f"features: got shape {tuple(features.shape)}, which has {features.shape[1]} channels (axis 1), but this "
-                f"module was made with embedding_dim={self.embedding_dim}: make it with "
-                f"embedding_dim={features.shape[1]}, or give the features a head of {self.embedding_dim} output channels"
+                f"module was made with embedding_dim={self.embedding_dim}: {remedy}"
             )
         return proac_loss(
             features,

@@ -8,9 +8,10 @@ namespace proac::cuda {
 
 inline int device_attribute(cudaDeviceAttr attribute) {
   int device = 0, value = 0;
-  if (cudaGetDevice(&device) != cudaSuccess || cudaDeviceGetAttribute(&value, attribute, device) != cudaSuccess)
-    return 0;
-  return value;
+  if (cudaGetDevice(&device) == cudaSuccess && cudaDeviceGetAttribute(&value, attribute, device) == cudaSuccess)
+    return value;
+  cudaGetLastError();  // else the next launch would report it once more
+  return 0;
 }
 // The most dynamic shared memory that a block asks for; half of it fits twice on a multiprocessor, whose shared memory is the
 // device's limit for a block and what the system takes for one.

@@ -259,7 +259,10 @@ cudaError_t launch(void (*kernel)(Arguments), int64_t blocks, int threads, size_
                    const Arguments& arguments) {
   if (shared) {
     cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_limit());
-    if (error != cudaSuccess) return error;
+    if (error != cudaSuccess) {
+      cudaGetLastError();  // else the next launch would report it once more
+      return error;
+    }
   }
   return start(kernel, static_cast<unsigned>(blocks), threads, shared, stream, arguments);
 }

@@ -91,8 +91,11 @@ def _why_not_device(index: int | None) -> str | None:
         return "this PyTorch was built without CUDA"
     if not torch.cuda.is_available():
         return "PyTorch sees no CUDA device"
-    return why_not_driver(built["driver"], built["runtime"]) or why_not_capability(
-        torch.cuda.get_device_capability(index), built["cuda"]
+    driver, runtime, capability = built["driver"], built["runtime"], torch.cuda.get_device_capability(index)
+    return (
+        why_not_driver(driver, runtime)
+        or why_not_capability(capability, built["cuda"])
+        or why_not_ptx(capability, built["cuda"], driver, runtime)
     )
 
 
@@ -118,11 +121,36 @@ def why_not_capability(capability: tuple[int, int], built: str) -> str | None:
     major, minor = capability
     if capability < (8, 0):
         return f"its kernels need a GPU of compute capability 8.0 or higher, not {major}.{minor}"
-    for kind, number in re.findall(r"(sm|compute)_(\d+)", built):
-        x, y = divmod(int(number), 10)
-        if (kind == "sm" and x == major and y <= minor) or (kind == "compute" and (x, y) <= capability):
-            return None
+    if _has_machine_code(capability, built) or any(ptx <= capability for ptx in _entries("compute", built)):
+        return None
     return (
         f"the extension was built for {built}, and this GPU has compute capability {major}.{minor}; "
         f"build it with PROAC_CUDA_ARCHITECTURES={major}{minor}, or without that variable"
     )
+
+
+def why_not_ptx(capability: tuple[int, int], built: str, driver: str, runtime: str) -> str | None:
+    """Why a GPU that only PTX of the library serves is not served on a driver that supports CUDA up to ``driver``, or None.
+
+    A driver compiles no PTX of a CUDA version after its own, of the same major version or not.
+    """
+    if _has_machine_code(capability, built) or _version(driver) >= _version(runtime):
+        return None
+    major, minor = capability
+    return (
+        f"for compute capability {major}.{minor} the extension has PTX of CUDA {runtime} alone, which a driver of CUDA {driver}"
+        f" does not compile; install a newer driver, or build with PROAC_CUDA_ARCHITECTURES={major}{minor}"
+    )
+
+
+def _entries(kind: str, built: str) -> list[tuple[int, int]]:
+    """The compute capabilities of the library's machine code ("sm"), or of its PTX ("compute")."""
+    return [divmod(int(number), 10) for number in re.findall(rf"\b{kind}_(\d+)", built)]
+
+
+def _has_machine_code(capability: tuple[int, int], built: str) -> bool:
+    return any(x == capability[0] and y <= capability[1] for x, y in _entries("sm", built))
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split(".")))

@@ -34,7 +34,7 @@ from torch import Tensor
 
 from .. import stages
 from ..stages import MEAN, NONE, compute_dtype, merge_positive_sums, merge_statistics
-from ..stages.pixels import Pixels, first_values, philox_keys, read_pixels
+from ..stages.pixels import Pixels, first_values, gradient_buffers, philox_keys, read_pixels
 
 EPS = 1e-12
 _CHUNK_ELEMENTS = 2**22
@@ -260,7 +260,7 @@ def loss_gradients(
     log_z = statistics[stages.LOG_Z][:, None]
     contrast = contrast_log_z(statistics, negative_mean)[:, None]
 
-    grad_features = torch.empty_like(features) if features_need_grad else features.new_empty(0)
+    wanted, grad_features = gradient_buffers(features) if features_need_grad else (features.new_empty(0),) * 2
     grad_flat = grad_features.view(_flat_shape(features)) if features_need_grad else grad_features
     grad_anchors = torch.zeros_like(anchors)
     for chunk in _chunks(features, pixels, num_classes, thresholds, rng_state):
@@ -279,7 +279,9 @@ def loss_gradients(
             grad_flat[chunk.image, :, chunk.pixel] = torch.where(norm <= EPS, 0, grad_x).to(features.dtype)
         if prototypes_need_grad:
             grad_anchors += grad_s @ x.T
+    if grad_features is not wanted:
+        wanted.copy_(grad_features)
     if not prototypes_need_grad:
-        return grad_features, prototypes.new_empty(0)
+        return wanted, prototypes.new_empty(0)
     grad_prototypes = (grad_anchors - (grad_anchors * anchors).sum(1, keepdim=True) * anchors) / anchor_norm
-    return grad_features, torch.where(anchor_norm <= EPS, 0, grad_prototypes)
+    return wanted, torch.where(anchor_norm <= EPS, 0, grad_prototypes)

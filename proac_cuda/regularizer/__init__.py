@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..module import ProACLoss
-from ..stages.validation import LABEL_DTYPES, check_tensor
+from ..stages.validation import LABEL_DTYPES, as_int, check_tensor
 from .heads import HEAD_KINDS, ProjectionHead
 from .layouts import (
     Kind,
@@ -115,6 +115,10 @@ class ProACRegularizer(nn.Module):
         if isinstance(head, str) and head not in HEAD_KINDS:
             raise ValueError(f'head: expected "linear", "mlp" or a module, got {head!r}')
         check_layout(layout)
+        if select is not None and not callable(select):
+            raise TypeError(f"select: expected a function of the layer's output, got {type(select).__name__}")
+        if in_channels is not None:
+            in_channels = as_int("in_channels", in_channels, 1, remedy="; None takes those of the first map")
         module = find_layer(model, layer)
         self.layer = layer
         self.select = select
@@ -122,13 +126,17 @@ class ProACRegularizer(nn.Module):
         self._kind = Kind() if select is not None else kind_of(module)
         self._tap = Tap(model, module, layer)
         self._hook = module.register_forward_hook(self._tap)
-        if in_channels is None and example is not None:
-            in_channels = self._channels_of(model, example)
-        self.in_channels = in_channels or self._kind.channels  # None: not known yet
-        if isinstance(head, str):
-            head = ProjectionHead(self.in_channels, embedding_dim, head)
-        self.head = head
-        self.loss = ProACLoss(num_classes, embedding_dim, **options)
+        try:
+            if in_channels is None and example is not None:
+                in_channels = self._channels_of(model, example)
+            self.in_channels = in_channels or self._kind.channels  # None: not known yet
+            if isinstance(head, str):
+                head = ProjectionHead(self.in_channels, embedding_dim, head)
+            self.head = head
+            self.loss = ProACLoss(num_classes, embedding_dim, **options)
+        except BaseException:
+            self.remove()  # else the model would keep the layer's outputs for nobody
+            raise
         devices = {parameter.device for parameter in module.parameters()} or {torch.device("cpu")}
         if len(devices) == 1 and torch.device("meta") not in devices:
             self.to(devices.pop())

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..stages.validation import as_int, where_channels_are
+
 HEAD_KINDS = ("linear", "mlp")
 _CONVOLUTIONS = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
 
@@ -24,9 +26,10 @@ class _PixelConvolution(nn.Conv2d):
                 f"head: expected a map (B, C, *spatial) of 1 to 3 spatial axes, got {tuple(features.shape)}"
             )
         if features.shape[1] != self.in_channels:
+            remedy = where_channels_are(features, self.in_channels)
             raise ValueError(
                 f"head: expected {self.in_channels} channels (axis 1), got a map {tuple(features.shape)}; "
-                f"make the head with in_channels={features.shape[1]}"
+                + (remedy or f"make the head with in_channels={features.shape[1]}")
             )
         weight = self.weight.view(self.out_channels, self.in_channels, *[1] * (features.ndim - 2))
         return _CONVOLUTIONS[features.ndim](features, weight, self.bias)
@@ -69,12 +72,15 @@ class ProjectionHead(nn.Sequential):
             ReLU between.
 
     Raises:
-        ValueError: an unknown kind; a map of other channels.
+        TypeError: numbers that are no int. ValueError: numbers below 1; an unknown kind; a map of other channels.
     """
 
     def __init__(self, in_channels: int | None, embedding_dim: int, kind: str = "linear") -> None:
         if kind not in HEAD_KINDS:
             raise ValueError(f'kind: expected "linear" or "mlp", got {kind!r}')
+        embedding_dim = as_int("embedding_dim", embedding_dim, 1)
+        if in_channels is not None:
+            in_channels = as_int("in_channels", in_channels, 1, remedy="; None takes those of the first map")
 
         def convolution(out_channels: int | None) -> nn.Module:
             if in_channels is None:

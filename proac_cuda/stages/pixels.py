@@ -14,6 +14,22 @@ from torch import Tensor
 _MASK32 = 0xFFFFFFFF
 
 
+def collapses(tensor: Tensor) -> bool:
+    r"""Whether the spatial axes of (B, D, \*spatial) are one axis of one stride; those of size 1 have none."""
+    sizes, strides = tensor.shape, tensor.stride()
+    axes = [axis for axis in range(2, tensor.ndim) if sizes[axis] != 1]
+    return all(strides[a] == strides[b] * sizes[b] for a, b in zip(axes, axes[1:], strict=False))
+
+
+def gradient_buffers(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Empty, for the features' gradient: what is returned, and what is written, where the two differ to be copied there.
+
+    ``empty_like`` may order the axes of overlapping features so that the spatial ones do not collapse.
+    """
+    wanted = torch.empty_like(features)
+    return wanted, wanted if collapses(wanted) else features.new_empty(features.shape)
+
+
 def nearest_index(label_size: int, feature_size: int, device: torch.device, nearest_exact: bool) -> Tensor:
     """Where each index of a feature axis reads an axis of the labels, (h,) int64.
 

@@ -13,7 +13,7 @@ import os
 import struct
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -116,6 +116,8 @@ def check_tensor(name: str, value: Any, dtypes: Sequence[torch.dtype]) -> None:
                 f" of {len(value)} tensors; for several maps (deep supervision) call the loss once for each and add up, "
                 "or pass one of them"
             )
+        elif isinstance(value, Mapping):
+            remedy = f"; pass one of its tensors, {name}[{next(iter(value), 'out')!r}] or another"
         else:
             is_array = isinstance(value, (list, tuple)) or hasattr(value, "__array__")
             remedy = f"; pass torch.as_tensor({name})" if is_array else ""
@@ -126,7 +128,8 @@ def check_tensor(name: str, value: Any, dtypes: Sequence[torch.dtype]) -> None:
         remedy = _DENSE.get(kind, f"{name}.to_dense()").format(name)
         raise TypeError(f"{name}: expected a dense tensor, got a {kind} one; pass {remedy}")
     if value.dtype not in dtypes:
-        raise TypeError(f"{name}: expected one of {_names(dtypes)}, got {value.dtype}")
+        remedy = f"; pass {name}.float()" if dtypes is FEATURE_DTYPES and not value.is_complex() else ""
+        raise TypeError(f"{name}: expected one of {_names(dtypes)}, got {value.dtype}{remedy}")
     if type(value) is not Tensor and hasattr(value, "to_local") and hasattr(value, "placements"):
         if name in ("prototypes", "class_weight"):
             raise TypeError(f"{name}: got a DTensor, but each rank needs all classes; pass {name}.full_tensor()")
@@ -143,13 +146,36 @@ def _raise_for_labels_dtype(labels: Tensor, features: Tensor, prototypes: Any) -
     if labels.layout != torch.strided:
         return
     remedy, shape = "labels.long()", labels.shape
+    axis = _class_axis(labels, features, prototypes)
     if labels.ndim == features.ndim > 2 and shape[1] == 1:
         remedy = "labels.squeeze(1).long()"
-    elif labels.ndim == features.ndim and isinstance(prototypes, Tensor) and shape[1] == prototypes.shape[0]:
-        remedy = "labels.argmax(1), as one-hot labels or probabilities of classes need"
+    elif axis is not None:
+        remedy = f"labels.argmax({axis}), as one-hot labels or probabilities of classes need"
+    if labels.is_floating_point() and axis is None:
+        remedy += "; where they were divided by 255, as ToTensor does, load them without"
     raise TypeError(
         f"labels: expected one of {_names(LABEL_DTYPES)}, got {labels.dtype} of shape {_shape(labels)}; pass {remedy}"
     )
+
+
+def _class_axis(labels: Tensor, features: Tensor, prototypes: Any) -> int | None:
+    """The axis of labels that has the length of the classes, where there is one axis too many."""
+    if labels.ndim != features.ndim or not isinstance(prototypes, Tensor) or prototypes.ndim != 2:
+        return None
+    return next((axis for axis in (1, -1) if labels.shape[axis] == prototypes.shape[0] > 1), None)
+
+
+def where_channels_are(features: Tensor, expected: int) -> str | None:
+    """What to do where ``expected`` channels are not on axis 1 but on another, or None."""
+    shape = features.shape
+    if not 2 < len(shape) < 6 or shape[1] == expected:
+        return None
+    if shape[-1] == expected:
+        remedy = "features.transpose(1, 2)" if len(shape) == 3 else "features.movedim(-1, 1)"
+        return f"channels come after the batch, and here they seem to be at the end: pass {remedy}"
+    if shape[0] == expected:
+        return "there seems to be no batch axis: pass features[None] and labels[None]"
+    return None
 
 
 def check_number(name: str, value: Any, *, positive: bool = False) -> None:
@@ -258,10 +284,10 @@ def check_tensors(features: Any, labels: Any, prototypes: Any, pixel_weight: Any
             f"got shape {_shape(features)} with labels {_shape(labels)}"
         )
     expected = num_axes - 1
-    if len(label_size) == num_axes and prototypes.ndim == 2 and label_size[1] == prototypes.shape[0] > 1:
+    if (axis := _class_axis(labels, features, prototypes)) is not None:
         raise ValueError(
             f"labels: got shape {_shape(labels)} with features {_shape(features)}; one-hot labels, or probabilities of "
-            f"the {prototypes.shape[0]} classes: pass labels.argmax(1)"
+            f"the {prototypes.shape[0]} classes: pass labels.argmax({axis})"
         )
     if len(label_size) == num_axes and len(label_size) > 2 and label_size[1] == 1:
         raise ValueError(
@@ -269,10 +295,14 @@ def check_tensors(features: Any, labels: Any, prototypes: Any, pixel_weight: Any
             "labels have no channel axis: pass labels.squeeze(1)"
         )
     if len(label_size) != expected:
-        last = len(label_size) == num_axes and label_size[-1] == 1
+        remedy = ""
+        if len(label_size) == num_axes and label_size[-1] == 1:
+            remedy = "; pass labels.squeeze(-1)"
+        elif len(label_size) == num_axes > 3 and 3 in (label_size[1], label_size[-1]):
+            remedy = "; a picture in colours? Map each colour to the number of its class"
         raise ValueError(
             f"labels: expected {expected} axes, (B, *spatial) of any spatial size, for features of shape "
-            f"{_shape(features)}, got shape {_shape(labels)}" + ("; pass labels.squeeze(-1)" if last else "")
+            f"{_shape(features)}, got shape {_shape(labels)}{remedy}"
         )
     if label_size[0] != size[0]:
         raise ValueError(
@@ -291,6 +321,8 @@ def check_tensors(features: Any, labels: Any, prototypes: Any, pixel_weight: Any
         raise ValueError(
             f"prototypes: expected (K, D) with K >= 1, got shape {_shape(prototypes)} with features {_shape(features)}"
         )
+    if prototypes.shape[1] != size[1] and (other_axis := where_channels_are(features, prototypes.shape[1])):
+        raise ValueError(f"features: got shape {_shape(features)} with prototypes {_shape(prototypes)}; {other_axis}")
     if prototypes.shape[1] != size[1] or size[1] == 0:
         raise ValueError(
             f"prototypes: expected (K, {size[1]}), D being axis 1 of features {_shape(features)}, "

@@ -74,6 +74,20 @@ VALUE_ERRORS = {
     "class ids from 1": ({"labels": Y + 1}, "labels: 3 .*K, the number of prototypes, is 3.*labels - 1"),
     "one class with labels 0 and 1": ({"labels": Y.clamp(max=1), "prototypes": P[:1]}, "labels: 1 .*two classes.*be 2"),
     "one-hot labels": ({"labels": torch.nn.functional.one_hot(Y, 3).movedim(-1, 1)}, r"labels.*argmax\(1\)"),
+    "one-hot labels at the end": ({"labels": torch.nn.functional.one_hot(Y, 3)}, r"labels.*argmax\(-1\)"),
+    "labels in colours": (
+        {"labels": torch.zeros(2, 3, 8, 8).long(), "prototypes": torch.randn(4, 8)},
+        "labels.*colours",
+    ),
+    "channels at the end": (
+        {"features": X.movedim(1, -1)},
+        r"features.*\(2, 4, 4, 8\).*pass features.movedim\(-1, 1\)",
+    ),
+    "tokens": ({"features": torch.randn(2, 16, 8), "labels": Y[:, 0]}, r"features.*pass features.transpose\(1, 2\)"),
+    "no batch axis": (
+        {"features": X[0], "labels": Y[0]},
+        r"features.*\(8, 4, 4\).*features\[None\] and labels\[None\]",
+    ),
     "a negative pixel weight": ({"pixel_weight": -2.5 * W}, "pixel_weight.*-2.5"),
     "an infinite pixel weight": ({"pixel_weight": W * math.inf}, "pixel_weight.*inf"),
     "a NaN pixel weight": ({"pixel_weight": W * math.nan}, "pixel_weight.*nan"),
@@ -89,16 +103,23 @@ VALUE_ERRORS = {
 TYPE_ERRORS = {
     **{
         f"{dtype} labels": ({"labels": Y.to(dtype)}, rf"labels.*{dtype}.*pass labels.long\(\)$")
-        for dtype in (torch.float32, torch.bool, torch.int8, torch.uint16)
+        for dtype in (torch.bool, torch.int8, torch.uint16)
     },
+    "labels that ToTensor divided": ({"labels": Y / 255}, r"float32 .*pass labels.long\(\); where .* divided by 255"),
     "float labels with a channel axis": (
         {"labels": Y[:, None].float()},
-        r"\(2, 1, 8, 8\); pass labels.squeeze\(1\).long\(\)$",
+        r"\(2, 1, 8, 8\); pass labels.squeeze\(1\).long\(\); where .* divided by 255",
     ),
     "probabilities as labels": (
         {"labels": torch.rand(2, 3, 8, 8)},
         r"labels.*float32.*\(2, 3, 8, 8\); pass labels.argmax\(1\)",
     ),
+    "probabilities at the end as labels": (
+        {"labels": torch.rand(2, 8, 8, 3)},
+        r"\(2, 8, 8, 3\); pass labels.argmax\(-1\)",
+    ),
+    "a dict of maps": ({"features": {"out": X}}, r"features.*got dict; pass one of its tensors, features\['out'\]"),
+    "a bool pixel_weight": ({"pixel_weight": W > 0}, r"pixel_weight.*torch.bool; pass pixel_weight.float\(\)$"),
     "a list of maps": ({"features": [X, X]}, "features.*list of 2 tensors.*deep supervision.*once for each"),
     "a tuple of labels": ({"labels": (Y, Y)}, "labels.*tuple of 2 tensors"),
     "sparse features": ({"features": X.to_sparse()}, r"features.*sparse.*features.to_dense\(\)"),

@@ -131,8 +131,8 @@ def test_values_that_never_were(garbage, name):
 def test_given_rows_without_direction(row):
     prototypes = uniform_prototypes(5, 8)
     prototypes[3] *= row
-    with pytest.raises(ValueError, match=r"^prototypes: row 3 has norm .*reset_parameters"):
-        ProACLoss(5, 8, prototypes=prototypes)(FEATURES, LABELS)
+    with pytest.raises(ValueError, match=r"^prototypes: row 3 has norm .*no direction"):
+        ProACLoss(5, 8, prototypes=prototypes)
 
 
 @_garbage("huge")

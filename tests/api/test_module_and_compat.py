@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import proac_cuda
 from proac_cuda import ProACLoss
 from proac_cuda.compat import PixelContrastLoss
+from proac_cuda.stages import validation
 
 GOLDEN = sorted((Path(__file__).parents[1] / "data").glob("*.npz"))
 
@@ -152,6 +154,27 @@ def test_compat_takes_what_the_published_class_takes():
     ignored = labels.masked_fill((labels < 0) | (labels > 2), 255)
     assert torch.equal(some, proac_cuda.proac_loss(features, ignored, queue.detach().view(3, 8)))
     assert not some.requires_grad
+    with pytest.raises(ValueError, match=r"queue: expected prototypes of 8 channels.*\(5, 17\)"):
+        loss_function(features, labels, torch.randn(5, 17))
+
+
+def test_channels_in_another_place_are_named():
+    proac, labels = ProACLoss(5, 16), torch.randint(0, 5, (2, 8, 8))
+    for shape, remedy in (
+        ((2, 8, 8, 16), "movedim(-1, 1)"),
+        ((2, 64, 16), "transpose(1, 2)"),
+        ((16, 8, 8), "features[None]"),
+    ):
+        with pytest.raises(ValueError, match=f"features: got shape .*{re.escape(remedy)}"):
+            proac(torch.randn(shape), labels)
+    with pytest.raises(ValueError, match="8 channels .* embedding_dim=8"):
+        proac(torch.randn(2, 8, 4, 4), labels)
+
+
+def test_one_class_has_nothing_to_be_contrasted_with(monkeypatch):
+    monkeypatch.setattr(validation, "_warned", set())
+    with pytest.warns(UserWarning, match="num_classes=1: .* always 0"):
+        ProACLoss(1, 16)
 
 
 def test_compat_on_an_ignored_batch():

@@ -59,6 +59,11 @@ def test_head_checkpoints_of_before():
             assert head[0].in_channels == 6
     with pytest.raises(ValueError, match=r"head: expected 6 channels .* in_channels=7"):
         head(torch.randn(2, 7, 4, 5))
+    with pytest.raises(ValueError, match=r"head: expected 6 channels .*pass features.movedim\(-1, 1\)"):
+        head(torch.randn(2, 4, 5, 6))
+    for arguments, error in (((0, 8), ValueError), (("6", 8), TypeError), ((6, 8.0), TypeError), ((6, -1), ValueError)):
+        with pytest.raises(error, match="^(in_channels|embedding_dim): got"):
+            ProjectionHead(*arguments)
     with pytest.raises(ValueError, match=r"head: expected a map .* got \(2, 6\)"):
         ProjectionHead(6, 8)(torch.randn(2, 6))
 

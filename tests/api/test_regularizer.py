@@ -47,6 +47,23 @@ def test_it_is_the_loss_of_the_projected_layer():
     torch.testing.assert_close(proac(labels), expected)
 
 
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"in_channels": 0}, "in_channels: got 0"),
+        ({"in_channels": 8.0}, "in_channels: got 8.0"),
+        ({"embedding_dim": -1}, "embedding_dim: got -1"),
+        ({"select": "out"}, "select: expected a function"),
+        ({"temperature": -1.0}, "temperature"),
+    ],
+)
+def test_one_that_cannot_be_made_leaves_the_model_as_it_was(options, message):
+    model = Network()
+    with pytest.raises((TypeError, ValueError), match=f"^{message}"):
+        ProACRegularizer(model, "backbone", 5, **options)
+    assert not model.backbone._forward_hooks
+
+
 def test_a_call_without_a_batch_says_so():
     model, (images, labels) = Network(), batch()
     proac = ProACRegularizer(model, "backbone", 5)

@@ -68,6 +68,23 @@ def test_dtypes_and_layouts_against_eager(backend, dtype, layout):
     _compare(backend, ACCURACY, dtype, layout, eager=True)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_features_that_overlap(backend, dtype):
+    """Windows of eight rows, one row apart: `empty_like` puts the batch between their rows and columns."""
+    base = torch.randn(4, 12, 8, generator=torch.Generator().manual_seed(3)).to(backend.device, dtype)
+    windows = base.as_strided((2, 4, 8, 8), (8, 96, 8, 1)).requires_grad_()
+    labels, prototypes = torch.randint(0, 5, (2, 8, 8), generator=torch.Generator().manual_seed(4)), torch.eye(5, 4)
+    found = []
+    for x in (windows, windows.detach().contiguous().requires_grad_()):
+        loss = run(backend, x, labels, prototypes.to(backend.device), {})
+        found.append(torch.autograd.grad(loss, x)[0])
+    assert found[0].stride() == torch.empty_like(windows).stride() != found[1].stride()
+    truth = windows.detach().cpu().double().requires_grad_()
+    oracle.loss(truth, labels, prototypes.double()).loss.backward()
+    for gradient in found:
+        assert_gradient_close(gradient, truth.grad, 0.1)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("temperature", [0.02, 0.1, 1.0])
 def test_sixteen_bits_with_few_channels(backend, dtype, temperature):

@@ -220,6 +220,23 @@ def test_a_driver_older_than_the_cuda_runtime_is_named(driver, runtime, runs):
     assert runs or ("12.8" in reason and "13.0" in reason and "newer driver" in reason)
 
 
+@pytest.mark.parametrize(
+    "capability, built, driver, runs",
+    [
+        ((9, 0), "sm_80,sm_90,compute_80", "13.0", True),
+        ((8, 0), "sm_90,compute_80", "13.0", False),
+        ((8, 0), "sm_90,compute_80", "13.2", True),
+        ((11, 0), "sm_80,sm_90,sm_100,sm_120,compute_120", "13.1", False),
+        ((8, 9), "sm_80,compute_80", "13.0", True),
+    ],
+)
+def test_ptx_that_the_driver_is_too_old_for_is_named(capability, built, driver, runs):
+    """CUDA's promise within a major version is for machine code: a driver compiles no PTX that is newer than itself."""
+    reason = extension.why_not_ptx(capability, built, driver, "13.2")
+    assert (reason is None) == runs
+    assert runs or (driver in reason and "13.2" in reason and f"{capability[0]}.{capability[1]}" in reason)
+
+
 def test_cuda_kernels_are_not_chosen_by_a_pytorch_without_cuda(monkeypatch):
     """One wheel serves every PyTorch; that for AMD's GPUs calls them CUDA devices, and gives them capabilities such as 9.0."""
     import torch

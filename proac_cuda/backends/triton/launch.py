@@ -26,6 +26,7 @@ from torch import Tensor
 
 from ... import stages
 from ...stages import NONE
+from ...stages.pixels import gradient_buffers
 from . import (
     backward,
     forward,
@@ -322,7 +323,7 @@ def loss_gradients(
     more_options = pixel_weight is not None or thresholds is not None or pixel_anchor_weight > 0
     feature_tile = tiles.backward_tiles(features.dtype, channels, num_classes, arch, more_options)
     prototype_tile = tiles.prototype_tiles(features.dtype, channels, num_classes, arch, more_options)
-    grad_features = torch.empty_like(features) if features_need_grad else features.new_empty(0)
+    wanted, grad_features = gradient_buffers(features) if features_need_grad else (features.new_empty(0),) * 2
     grad_prototypes = torch.empty_like(prototypes) if prototypes_need_grad else prototypes.new_empty(0)
     norms = prototypes.new_empty(num_classes) if prototypes_need_grad else None
     pixels = lay_out(features, grad_features) if features_need_grad else lay_out(features)
@@ -367,4 +368,6 @@ def loss_gradients(
                 partials=partials, prototypes=prototypes, norms=norms, grad_prototypes=grad_prototypes,
                 chunks=num_chunks, K=num_classes, D=channels, DB=min(256, triton.next_power_of_2(channels)),
             )  # fmt: skip
-    return grad_features, grad_prototypes
+        if grad_features is not wanted:
+            wanted.copy_(grad_features)
+    return wanted, grad_prototypes
