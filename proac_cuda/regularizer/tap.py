@@ -109,6 +109,8 @@ class Tap:
                 "model and run that one, or make a regularizer for the model at hand and load this one's state_dict"
             )
         model, layer = (None if part is None else part() for part in (self.model, self.layer))
+        if self.model is not None and model is None:
+            return "the model that it was made for is gone; make a regularizer for the one at hand, with the state_dict of this"
         if model is not None and all(part is not layer for part in model.modules()):
             return (
                 "the model has another module in its place now, as SyncBatchNorm.convert_sync_batchnorm puts one where a "
@@ -116,7 +118,8 @@ class Tap:
             )
         return (
             "run the model on a batch first, once for each call. A model which torch.compile ran before the regularizer was "
-            "made does not run its hook"
+            "made, it or another of its class, does not run its hook: make the regularizer first, or call "
+            "torch._dynamo.reset() after making it"
         )
 
     def __getstate__(self) -> dict[str, Any]:

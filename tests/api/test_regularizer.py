@@ -64,6 +64,15 @@ def test_one_that_cannot_be_made_leaves_the_model_as_it_was(options, message):
     assert not model.backbone._forward_hooks
 
 
+def test_a_regularizer_whose_model_is_gone_says_so():
+    model, (images, labels) = Network(), batch()
+    proac = ProACRegularizer(model, "backbone", 5)
+    model = copy.deepcopy(model)
+    model(images)
+    with pytest.raises(RuntimeError, match="the model that it was made for is gone"):
+        proac(labels)
+
+
 def test_a_call_without_a_batch_says_so():
     model, (images, labels) = Network(), batch()
     proac = ProACRegularizer(model, "backbone", 5)
