@@ -69,11 +69,17 @@ def test_dtypes_and_layouts_against_eager(backend, dtype, layout):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_features_that_overlap(backend, dtype):
-    """Windows of eight rows, one row apart: `empty_like` puts the batch between their rows and columns."""
-    base = torch.randn(4, 12, 8, generator=torch.Generator().manual_seed(3)).to(backend.device, dtype)
-    windows = base.as_strided((2, 4, 8, 8), (8, 96, 8, 1)).requires_grad_()
-    labels, prototypes = torch.randint(0, 5, (2, 8, 8), generator=torch.Generator().manual_seed(4)), torch.eye(5, 4)
+@pytest.mark.parametrize(
+    ("shape", "strides"),
+    [((2, 4, 8, 8), (8, 96, 8, 1)), ((2, 4, 8, 8), (32, 1, 32, 4)), ((2, 4, 4, 3, 2), (6, 36, 6, 2, 1))],
+    ids=["planes", "channels last", "volumes"],
+)
+def test_features_that_overlap(backend, shape, strides, dtype):
+    """Windows of a map, one row apart: `empty_like` puts the batch between their rows and columns."""
+    base = torch.randn(384, generator=torch.Generator().manual_seed(3)).to(backend.device, dtype)
+    windows = base.as_strided(shape, strides).requires_grad_()
+    labels = torch.randint(0, 5, (shape[0], *shape[2:]), generator=torch.Generator().manual_seed(4))
+    prototypes = torch.eye(5, 4)
     found = []
     for x in (windows, windows.detach().contiguous().requires_grad_()):
         loss = run(backend, x, labels, prototypes.to(backend.device), {})
