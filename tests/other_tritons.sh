@@ -35,5 +35,5 @@ elif [ "$newest" = "$installed" ]; then
   echo "Triton $installed is the newest that pip gives, and the suite has run under it"
 else
   run_under "$newest" "The interpreter's suite, and the kernels compiled," tests/kernels/test_triton_interpreter.py \
-    "$compiled::test_no_spills_with_every_option[sm_80]"
+    "$compiled::test_no_spills_with_every_option[sm_86]"
 fi

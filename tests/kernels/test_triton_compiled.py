@@ -59,7 +59,7 @@ def test_no_spills_without_tensor_cores(dtype):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", ["sm_75", "sm_80", "sm_120"])
+@pytest.mark.parametrize("architecture", ["sm_75", "sm_80", "sm_86", "sm_120"])
 def test_no_spills_with_every_option(architecture):
     _check([Cell(architecture, dtype, 19, everything=True) for dtype in ("bfloat16", "float32")])
 

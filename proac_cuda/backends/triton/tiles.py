@@ -60,8 +60,9 @@ def forward_tiles(
     ``more_options``, here and below: weights, sampled sets, the twin or diagnostics, which take registers of their own.
     """
     channel_block = _power_of_two(channels, 16, 32)
-    if dtype == torch.float64:
-        return Tiles(_power_of_two(classes, 16, 32), 32, 16, 4, 2)
+    nvidia = architecture.startswith("sm_")
+    if dtype == torch.float64:  # left to itself ptxas spills 16 bytes on sm_100
+        return Tiles(_power_of_two(classes, 16, 32), 32, 16, 4, 2, max_registers=255 if nvidia else 0)
     if architecture == "interpreter":
         return Tiles(_power_of_two(classes, 16, 256), INTERPRETER_BM, channel_block, 4, 2)
     if architecture in FMA:  # a thread holds 4 to 8 sums of a block of classes
@@ -70,12 +71,13 @@ def forward_tiles(
         return Tiles(_power_of_two(classes, 16, 32), pixel_block, 16, warps, 2, BLOCKS=blocks)
     if classes > 32:
         return _many_classes(dtype, classes, architecture, more_options)
-    warps = 4
-    if more_options and architecture == "sm_120":  # Triton 3.6 spills with 4
+    warps, registers = 4, 0
+    if more_options and dtype != torch.float32 and (classes <= 16 or architecture in AMPERE):
+        # Three programs on a multiprocessor. Left to itself ptxas takes 128 to 220, or spills 8 bytes, by Triton's version.
+        registers = 168 if nvidia else 0
+    elif more_options or (dtype == torch.float32 and architecture not in (*AMPERE, "sm_90")):
         warps = 8
-    if dtype == torch.float32 and (more_options or architecture not in (*AMPERE, "sm_90")):
-        warps = 8
-    return Tiles(_power_of_two(classes, 16, 32), 64, channel_block, warps, 2)
+    return Tiles(_power_of_two(classes, 16, 32), 64, channel_block, warps, 2, max_registers=registers)
 
 
 def _many_classes(dtype: torch.dtype, classes: int, architecture: str, more_options: bool) -> Tiles:
@@ -87,7 +89,9 @@ def _many_classes(dtype: torch.dtype, classes: int, architecture: str, more_opti
     # S takes up to 80 registers of a thread. With more options 128 pixels spill 16 bytes on sm_100.
     wide = architecture != "sm_120" and not (architecture == "sm_100" and more_options)
     pixel_block = 128 if dtype != torch.float32 and blocks <= 5 and wide else 64
-    return Tiles(32, pixel_block, 16, 8, 2, BLOCKS=blocks)
+    # Spares 8 bytes where channels are last, and costs as many with four blocks.
+    registers = 255 if pixel_block == 128 and blocks == 5 and architecture == "sm_100" else 0
+    return Tiles(32, pixel_block, 16, 8, 2, BLOCKS=blocks, max_registers=registers)
 
 
 def backward_tiles(
