@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .stages.tracing import constant_while_tracing
+from .stages.tracing import constant_while_tracing, untraced
 from .stages.validation import has_values, warn_once
 
 EPSILON = 1e-12  # a row of this norm or less has no direction
@@ -158,7 +158,8 @@ class KeepsInitialValues(nn.Module):
         if torch.compiler.is_compiling():
             _look_while_tracing(self._look_key)
         elif self._look_key:
-            self._look()
+            with untraced():
+                self._look()
 
     def _look(self) -> None:
         """Restore what nobody filled, or raise for it. It synchronises; not while a CUDA graph is captured."""

@@ -57,6 +57,15 @@ def _unit(v: Tensor) -> Tensor:
     return v * 0 if norm <= 1e-12 else v / norm
 
 
+def _cross_entropy(s: Tensor, k: int) -> Tensor:
+    """logsumexp(s) - s_k, without the difference, of which little is left where the class k has almost all."""
+    others = torch.cat([s[:k], s[k + 1 :]])
+    if not others.numel():
+        return 0 * s[k]
+    margin = torch.logsumexp(others, 0) - s[k]
+    return torch.logaddexp(margin, torch.zeros_like(margin))
+
+
 def loss(
     features: Tensor,
     labels: Tensor,
@@ -125,7 +134,7 @@ def loss(
             denominator = sum(c[k] for k in present)
             value = value / denominator if denominator else zero
         if pixel_anchor_weight and valid:
-            twin = sum((w[i] * (torch.logsumexp(s[i], 0) - s[i][y[i]]) for i in valid), zero)
+            twin = sum((w[i] * _cross_entropy(s[i], y[i]) for i in valid), zero)
             value = value + pixel_anchor_weight * twin / sum(w[i] for i in valid)
     return Answer(
         value,

@@ -13,10 +13,10 @@ struct alignas(64) GradientScale {
   T back[kTile];   // <g, xhat> / |x|, times what makes xhat of x
 };
 
-// Equations (8) and (10) for the pixels' own classes: dL/dS_{y_i,i}, given S_{y_i,i}.
+// Equations (8) and (10) for the pixels' own classes: dL/dS_{y_i,i}, given S_{y_i,i} and, with the twin, the others' sum
+// of softmax. That is 1 - softmax of the own class, of which a difference would leave nothing where it is near 1.
 template <class T>
-static void own_gradient(const GradientCall& call, const PixelTile<T>& tile, const T* own, const T* pixel_log_z,
-                         T* ds) {
+static void own_gradient(const GradientCall& call, const PixelTile<T>& tile, const T* own, const T* others, T* ds) {
   constexpr int lanes = kLanes<T>;
   alignas(64) T margin[kTile], factor[kTile];
   for (int i = 0; i < kTile; ++i) {
@@ -28,22 +28,21 @@ static void own_gradient(const GradientCall& call, const PixelTile<T>& tile, con
     Vec<T> softplus, sigmoid;
     softplus_and_sigmoid<T>(load(margin + i), &softplus, &sigmoid);
     Vec<T> result = load(factor + i) * sigmoid;
-    if (pixel_log_z) {
-      const Vec<T> softmax = exp<T>(load(own + i) - load(pixel_log_z + i));
-      result += static_cast<T>(call.pixel_scale) * load(tile.weight + i) * (softmax - T(1));
-    }
+    if (others) result -= static_cast<T>(call.pixel_scale) * load(tile.weight + i) * load(others + i);
     store(ds + i, result);
   }
 }
 
-// Equations (9) and (10) for all other classes, in place of S; `dot[i]` gets sum_k dS_ki S_ki.
+// Equations (9) and (10) for all other classes, in place of S; `dot[i]` gets sum_k dS_ki S_ki, and `others[i]`, with the
+// twin, the sum of their softmax.
 template <class T, bool sampled, bool twin>
-static void other_gradients(const GradientCall& call, const PixelTile<T>& tile, const T* pixel_log_z, T* s, T* dot) {
+static void other_gradients(const GradientCall& call, const PixelTile<T>& tile, const T* pixel_log_z, T* s, T* dot,
+                            T* others) {
   constexpr int lanes = kLanes<T>, vectors = kTile / lanes;
   const T *log_z = static_cast<const T*>(call.log_z), *scale = static_cast<const T*>(call.negative_scale);
   const T* rank = static_cast<const T*>(call.sample.rank);
   const T pixel_scale = static_cast<T>(call.pixel_scale);
-  Vec<T> sum[vectors] = {};
+  Vec<T> sum[vectors] = {}, softmax_sum[vectors] = {};
   for (int64_t k = 0; k < call.pixels.num_classes; ++k, s += kTile) {
 #pragma GCC unroll 16
     for (int v = 0; v < vectors; ++v) {
@@ -52,12 +51,19 @@ static void other_gradients(const GradientCall& call, const PixelTile<T>& tile, 
       Vec<T> member = similarity;
       if (sampled) member = load(tile.level + i) <= rank[k] ? similarity : broadcast(kExcluded<T>);
       Vec<T> ds = scale[k] * exp<T>(member + load(tile.log_weight + i) - log_z[k]);
-      if (twin) ds += pixel_scale * load(tile.weight + i) * exp<T>(similarity - load(pixel_log_z + i));
+      if (twin) {
+        const Vec<T> softmax = exp<T>(similarity - load(pixel_log_z + i));
+        ds += pixel_scale * load(tile.weight + i) * softmax;
+        softmax_sum[v] += softmax;
+      }
       sum[v] += ds * similarity;
       store(s + i, ds);
     }
   }
-  for (int v = 0; v < vectors; ++v) store(dot + v * lanes, sum[v]);
+  for (int v = 0; v < vectors; ++v) {
+    store(dot + v * lanes, sum[v]);
+    if (twin) store(others + v * lanes, softmax_sum[v]);
+  }
 }
 
 PROAC_INLINE int64_t padded_classes(int64_t classes) { return (classes + kClassPad - 1) / kClassPad * kClassPad; }
@@ -134,20 +140,20 @@ static void dense_gradient(const GradientCall& call, const Workspace& work, cons
                            const PixelScale<T>& scale, GradientScale<T>* last) {
   const int64_t classes = call.pixels.num_classes;
   T* s = static_cast<T*>(work.s);
-  alignas(64) T tau_scale[kTile], own[kTile], own_ds[kTile], dot[kTile], log_z[kTile];
+  alignas(64) T tau_scale[kTile], own[kTile], own_ds[kTile], dot[kTile], log_z[kTile], others[kTile];
   for (int i = 0; i < kTile; ++i) tau_scale[i] = static_cast<T>(scale.unit[i] / call.temperature);
   similarities<T>(call.anchors, classes, call.features.channels, x, tau_scale, work);
   take_own<T>(tile, s, own);
   if (call.pixel_anchor) pixel_log_z<T>(s, classes, own, log_z);
   const bool sampled = call.sample.rank;
   if (call.pixel_anchor) {
-    sampled ? other_gradients<T, true, true>(call, tile, log_z, s, dot)
-            : other_gradients<T, false, true>(call, tile, log_z, s, dot);
+    sampled ? other_gradients<T, true, true>(call, tile, log_z, s, dot, others)
+            : other_gradients<T, false, true>(call, tile, log_z, s, dot, others);
   } else {
-    sampled ? other_gradients<T, true, false>(call, tile, nullptr, s, dot)
-            : other_gradients<T, false, false>(call, tile, nullptr, s, dot);
+    sampled ? other_gradients<T, true, false>(call, tile, nullptr, s, dot, nullptr)
+            : other_gradients<T, false, false>(call, tile, nullptr, s, dot, nullptr);
   }
-  own_gradient<T>(call, tile, own, call.pixel_anchor ? log_z : nullptr, own_ds);
+  own_gradient<T>(call, tile, own, call.pixel_anchor ? others : nullptr, own_ds);
   for (int i = 0; i < kTile; ++i) {
     if (tile.label[i] < 0) continue;
     s[static_cast<int64_t>(tile.label[i]) * kTile + i] = own_ds[i];

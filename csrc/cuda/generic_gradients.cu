@@ -2,10 +2,11 @@
 
 namespace proac::cuda {
 
-// dL/dS_ki / tau, (8) to (10), of 64 classes: from tile.s into the block's coefficients.
+// dL/dS_ki / tau, (8) to (10), of 64 classes: from tile.s into the block's coefficients. `others` is the sum of softmax over the
+// other classes, 1 - softmax of the own class, of which a difference would leave nothing where it is near 1.
 template <class C>
 __device__ void write_coefficients(const GenericGradients& a, const GenericTile<C>& tile, C* coefficients, int k0,
-                                   const C* pixel_log_z) {
+                                   const C* pixel_log_z, const C* others) {
   int num_classes = static_cast<int>(a.pixels.num_classes);
   const C* factors = static_cast<const C*>(a.factors);
   for (int i = threadIdx.x; i < kGenericClasses * kGenericPixels; i += kGenericThreads) {
@@ -20,7 +21,7 @@ __device__ void write_coefficients(const GenericGradients& a, const GenericTile<
           exp(s + tile.log_weight[p] - factors[kFactorLogZ * num_classes + k]);
     if (a.pixel_anchor && tile.label[p] >= 0)
       g += factors[kPixelFactor * num_classes] * tile.weight[p] *
-           (exp(s - pixel_log_z[p]) - (tile.label[p] == k ? C(1) : C(0)));
+           (tile.label[p] == k ? -others[p] : exp(s - pixel_log_z[p]));
     coefficients[static_cast<int64_t>(p) * num_classes + k] = g;
   }
 }
@@ -101,6 +102,7 @@ __global__ void __launch_bounds__(kGenericThreads, 1) generic_gradients_kernel(G
   using C = Compute<T>;
   SHARED(GenericTile<C>, tile);
   SHARED(C[kGenericPixels], pixel_log_z);
+  SHARED(C[kGenericPixels], others);
   SHARED(C[kGenericPixels], dot);
   int t = threadIdx.x, num_classes = static_cast<int>(a.pixels.num_classes);
   int64_t channels = a.features.channels;
@@ -112,18 +114,22 @@ __global__ void __launch_bounds__(kGenericThreads, 1) generic_gradients_kernel(G
     SYNC_THREADS(generic_tile_is_free);
     read_generic_tile<C, T>(tile, a.features, a.pixels, a.sampling, place, nullptr);
     if (a.pixel_anchor) {
-      LogSum<C> all_classes = empty_sum<C>();
+      LogSum<C> own = empty_sum<C>(), rest = empty_sum<C>();
       for (int k0 = 0; k0 < num_classes; k0 += kGenericClasses) {
         similarities<C, T>(tile, a.features, unit, num_classes, place, k0, inverse_tau);
         for (int r = 0; t < kGenericPixels && r < kGenericClasses && k0 + r < num_classes; ++r)
-          all_classes = merge(all_classes, LogSum<C>{tile.s[r][t], C(1)});
+          (tile.label[t] == k0 + r ? own : rest) =
+              merge(tile.label[t] == k0 + r ? own : rest, LogSum<C>{tile.s[r][t], C(1)});
       }
-      if (t < kGenericPixels) pixel_log_z[t] = value(all_classes);
+      if (t < kGenericPixels) {
+        pixel_log_z[t] = value(merge(own, rest));
+        others[t] = exp(value(rest) - pixel_log_z[t]);
+      }
     }
     C along = C(0);  // <g_i, xhat_i> of pixel t = tau sum_k (dL/dS_ki / tau) S_ki
     for (int k0 = 0; k0 < num_classes; k0 += kGenericClasses) {
       similarities<C, T>(tile, a.features, unit, num_classes, place, k0, inverse_tau);
-      write_coefficients(a, tile, coefficients, k0, pixel_log_z);
+      write_coefficients(a, tile, coefficients, k0, pixel_log_z, others);
       SYNC_THREADS(generic_coefficients_are_written);
       for (int r = 0; t < kGenericPixels && r < kGenericClasses && k0 + r < num_classes; ++r)
         along += coefficients[static_cast<int64_t>(t) * num_classes + k0 + r] * tile.s[r][t];

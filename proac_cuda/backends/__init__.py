@@ -74,7 +74,7 @@ _PREFERENCE = {"cuda": ("cuda", "triton", "reference"), "cpu": ("cpp", "referenc
 
 def check_name(name: str, source: str = "backend") -> None:
     """Raise ValueError for a name that is no backend's; ``source`` says where it comes from."""
-    if name != "auto" and name not in BACKENDS:
+    if name != "auto" and (not isinstance(name, str) or name not in BACKENDS):
         known = ", ".join(f'"{known}"' for known in BACKENDS)
         raise ValueError(f'{source}: expected "auto", {known}, got {name!r}')
 

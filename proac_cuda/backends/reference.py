@@ -271,7 +271,9 @@ def loss_gradients(
         grad_s = torch.where(chunk.own, grad_own, torch.where(chunk.negative, grad_negative, 0))
         if pixel_anchor_weight:
             pixel_scale = pixel_anchor_weight * _over(grad_loss.to(dtype), weight.sum())
-            grad_s = grad_s + pixel_scale * chunk.weight * (s.softmax(0) - chunk.own.to(dtype))
+            others = torch.where(chunk.own, 0, s.softmax(0))
+            own = others.sum(0)  # 1 - softmax of the own class, of which nothing is left where that is near 1
+            grad_s = grad_s + pixel_scale * chunk.weight * torch.where(chunk.own, -own, others)
         grad_s = grad_s / temperature
         if features_need_grad:
             g = anchors.T @ grad_s

@@ -231,7 +231,7 @@ def check_options(
         num_negatives = as_int("num_negatives", num_negatives, 1, 2**63 - 1, "; None takes all negatives")
     if negative_reduction not in NEGATIVE_REDUCTIONS:
         raise ValueError(f'negative_reduction: expected "sum" or "mean", got {negative_reduction!r}')
-    if reduction not in REDUCTIONS:
+    if not isinstance(reduction, str) or reduction not in REDUCTIONS:
         raise ValueError(f'reduction: expected "mean", "sum" or "none", got {reduction!r}')
     check_label_sampling(label_sampling)
     if reduction == "none" and pixel_anchor_weight > 0:

@@ -52,6 +52,7 @@ VALUE_ERRORS = {
     "num_negatives beyond 64 bits": ({"num_negatives": 2**63}, "num_negatives: got 9223372036854775808"),
     "ignore_index beyond 64 bits": ({"ignore_index": -(2**70)}, "ignore_index: got -1180591620717411303424"),
     "unknown reduction": ({"reduction": "avg"}, "reduction.*avg"),
+    "a list of reductions": ({"reduction": ["mean"]}, r"reduction.*\[.mean.\]"),
     "unknown label_sampling": ({"label_sampling": "bilinear"}, 'label_sampling.*"nearest-exact".*bilinear'),
     "no label_sampling": ({"label_sampling": None}, "label_sampling.*None"),
     "unknown negative_reduction": ({"negative_reduction": "max"}, "negative_reduction.*max"),
@@ -157,6 +158,11 @@ def test_type_errors(name):
     arguments, message = TYPE_ERRORS[name]
     with pytest.raises(TypeError, match=message):
         _call(**arguments)
+
+
+def test_a_list_of_backends():
+    with pytest.raises(ValueError, match=r'backend: expected "auto".*got \[.cpp.\]'):
+        proac_cuda.proac_loss(X, Y, P, backend=["cpp"])
 
 
 def _on(backend, tensor):

@@ -79,6 +79,15 @@ def test_jit_trace(backend):
     problem.check(problem.gradient_through(torch.jit.trace(problem.loss, (problem.features,), check_trace=False)))
 
 
+@pytest.mark.parametrize("trace", [lambda m, x: make_fx(m)(*x), torch.jit.trace], ids=["make_fx", "jit.trace"])
+def test_module_at_its_first_call(trace):
+    """It looks at its prototypes then, which is no part of the program."""
+    loss, inputs = proac_cuda.ProACLoss(5, 8), (torch.randn(2, 8, 6, 6), torch.randint(0, 5, (2, 6, 6)))
+    traced = trace(loss, inputs)
+    assert "equal" not in str(traced.graph)
+    torch.testing.assert_close(traced(*inputs), loss(*inputs))
+
+
 @pytest.mark.parametrize("options", [{}, OPTIONS], ids=["plain", "options"])
 def test_func(backend, options):
     problem = _Problem(backend, **options)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .forward import add_products_of_blocks, log_sum_of_blocks, times
+from .forward import add_products_of_blocks, add_to_log_sum, times
 from .pixels import kernel, members, read_pixels, sampling_key, tile_of_pixels
 from .prepare import CONTRAST, LOG_Z, NEGATIVE_SCALE, PIXEL_SCALE, POSITIVE_SCALE
 from .vectors import (
@@ -60,6 +60,26 @@ def products_and_features(features, anchors, image, pixel, inside, CASE: tl.cons
 
 
 @triton.jit
+def add_to_normaliser(top, total, own, s, label, k, CASE: tl.constexpr):
+    """One more block S (KB, BM) of the classes ``k`` for :func:`normaliser_of`: others' log-sum-exp, own class's S."""
+    mine, inside = label[None, :] == k[:, None], (k < CASE.K)[:, None]
+    top, total = add_to_log_sum(top, total, tl.where(inside & ~mine, s, float("-inf")), 0)
+    return top, total, own + tl.sum(tl.where(mine, s, 0.0), 0)
+
+
+@triton.jit
+def normaliser_of(top, total, own):
+    """(10), of each pixel: logsumexp_c S_ci, and the sum of the other classes' softmax.
+
+    That sum is 1 - softmax of the own class, of which a difference would leave nothing where it is near 1.
+    """
+    others = top + tl.log(total)  # -inf where there is one class
+    high = tl.maximum(others, own)
+    log_sum = high + tl.log(tl.exp(others - high) + tl.exp(own - high))
+    return log_sum, tl.exp(others - log_sum)
+
+
+@triton.jit
 def gradient_of_similarities(
     s, label, weight, normaliser, k, key, coefficients, sets, WEIGHTED: tl.constexpr, CASE: tl.constexpr
 ):
@@ -79,7 +99,8 @@ def gradient_of_similarities(
     grad = tl.where(own, grad_own, tl.where(negative, negative_scale * e, 0.0))
     if CASE.PIXEL_ANCHOR:
         scale = tl.load(coefficients + PIXEL_SCALE * CASE.K_PAD) * weight
-        softmax = tl.exp(s - normaliser[None, :]) - tl.where(own, 1.0, 0.0)
+        log_sum, others = normaliser
+        softmax = tl.where(own, -others[None, :], tl.exp(s - log_sum[None, :]))
         kept = (label >= 0)[None, :] & (k < CASE.K)[:, None]
         grad += tl.where(kept, scale[None, :] * softmax, 0.0)
     return grad
@@ -163,12 +184,15 @@ def feature_gradient_kernel(
     tau_inverse = tl.full((), inverse_temperature, CASE.REAL)
     totals, inverse, kept = products_and_features(features, anchors, image, pixel, inside, CASE)
     factor = (inverse * tau_inverse)[None, :]
-    normaliser = inverse
+    normaliser = (inverse, inverse)
     if CASE.PIXEL_ANCHOR:
-        s = ()
+        top = tl.full((CASE.BM,), float("-inf"), CASE.REAL)
+        total = tl.full((CASE.BM,), 0.0, CASE.REAL)
+        own = total
         for block in tl.static_range(len(totals)):
-            s = s + (totals[block] * factor,)
-        normaliser = log_sum_of_blocks(s, CASE)
+            k = block * CASE.KB + tl.arange(0, CASE.KB)
+            top, total, own = add_to_normaliser(top, total, own, totals[block] * factor, label, k, CASE)
+        normaliser = normaliser_of(top, total, own)
     along = tl.full((CASE.BM,), 0.0, CASE.REAL)  # <g, xhat>
     key = sampling_key(index, sets)
     grads = ()

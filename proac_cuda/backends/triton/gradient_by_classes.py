@@ -15,8 +15,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .backward import add_gradient, gradient_of_similarities, store_gradient
-from .forward import add_to_log_sum, times
+from .backward import add_gradient, add_to_normaliser, gradient_of_similarities, normaliser_of, store_gradient
+from .forward import times
 from .pixels import kernel, read_pixels, sampling_key, tile_of_pixels
 from .vectors import (
     add_products,
@@ -86,17 +86,17 @@ def products(blocks, features, anchors, image, pixel, inside, k, SHARED: tl.cons
 
 @triton.jit
 def normaliser_of_pixels(
-    blocks, features, anchors, image, pixel, inside, inverse, SHARED: tl.constexpr, CASE: tl.constexpr
+    blocks, features, anchors, image, pixel, inside, label, inverse, SHARED: tl.constexpr, CASE: tl.constexpr
 ):
-    """logsumexp_c S_ci of a tile's pixels; ``inverse`` is 1/(|x| tau)."""
+    """:func:`.backward.normaliser_of` a tile's pixels, over all classes; ``inverse`` is 1/(|x| tau)."""
     top = tl.full((CASE.BM,), float("-inf"), CASE.REAL)
     total = tl.full((CASE.BM,), 0.0, CASE.REAL)
+    own = total
     for k0 in range(0, CASE.K, CASE.KB):
         k = k0 + tl.arange(0, CASE.KB)
         total_products, _ = products(blocks, features, anchors, image, pixel, inside, k, SHARED, CASE)
-        s = tl.where((k < CASE.K)[:, None], total_products * inverse[None, :], float("-inf"))
-        top, total = add_to_log_sum(top, total, s, 0)
-    return top + tl.log(total)
+        top, total, own = add_to_normaliser(top, total, own, total_products * inverse[None, :], label, k, CASE)
+    return normaliser_of(top, total, own)
 
 
 @kernel
@@ -115,10 +115,10 @@ def gradient_by_classes_kernel(
     label, weight, _, _, _, _ = read_pixels(index, inside, labels, weights, sampling, CASE.K, CASE.REAL)
     tau_inverse = tl.full((), inverse_temperature, CASE.REAL)
     x, inverse = load_blocks(features, image, pixel, inside, d_first + tl.arange(0, BD), CASE)
-    normaliser = inverse
+    normaliser = (inverse, inverse)
     if CASE.PIXEL_ANCHOR:
         normaliser = normaliser_of_pixels(
-            x, features, anchors, image, pixel, inside, inverse * tau_inverse, SHARED, CASE
+            x, features, anchors, image, pixel, inside, label, inverse * tau_inverse, SHARED, CASE
         )
     g = times(no_products(BD, CASE), BLOCKS)
     along = tl.full((CASE.BM,), 0.0, CASE.REAL)

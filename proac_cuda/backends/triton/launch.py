@@ -322,7 +322,8 @@ def loss_gradients(
     arch = architecture(features.device)
     more_options = pixel_weight is not None or thresholds is not None or pixel_anchor_weight > 0
     feature_tile = tiles.backward_tiles(features.dtype, channels, num_classes, arch, more_options)
-    prototype_tile = tiles.prototype_tiles(features.dtype, channels, num_classes, arch, more_options)
+    channels_last = channels > 1 and features.stride(1) == 1
+    prototype_tile = tiles.prototype_tiles(features.dtype, channels, num_classes, arch, more_options, channels_last)
     wanted, grad_features = gradient_buffers(features) if features_need_grad else (features.new_empty(0),) * 2
     grad_prototypes = torch.empty_like(prototypes) if prototypes_need_grad else prototypes.new_empty(0)
     norms = prototypes.new_empty(num_classes) if prototypes_need_grad else None

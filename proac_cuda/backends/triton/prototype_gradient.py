@@ -45,10 +45,10 @@ def prototype_gradient_kernel(
         if D > CASE.DO:
             s, inverse = similarities_of_blocks(features, anchors, image, pixel, inside, classes, tau_inverse, CASE)
             inverse = tl.where(kept, inverse, 0.0)
-        normaliser = inverse
+        normaliser = (inverse, inverse)
         if CASE.PIXEL_ANCHOR:
             normaliser = normaliser_of_pixels(
-                x, features, anchors, image, pixel, inside, inverse * tau_inverse, False, CASE
+                x, features, anchors, image, pixel, inside, label, inverse * tau_inverse, False, CASE
             )
         key = sampling_key(index, sets)
         grown = ()

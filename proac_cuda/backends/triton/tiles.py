@@ -127,9 +127,12 @@ def backward_tiles(
         # Both factors come from shared memory, so that registers are for sums alone. On sm_100, whose products are made in
         # tensor memory, Triton 3.6 asks for more of it than there is, and 3.9 spills 72 bytes.
         sizes |= {"BM": 128, "BD": min(own, 64), "PIXEL_ROWS": True}
-        return Tiles(KB=16, DO=own, HELD=own, **sizes)
+        held_prototypes = 192 if own == 256 and more_options else own  # Triton 3.9 spills 8 bytes with all of them
+        return Tiles(KB=16, DO=own, HELD=held_prototypes, **sizes)
     if dtype == torch.float32:
         held_prototypes = own * 5 // 8 if architecture == "sm_120" else own // 2
+        if architecture == "sm_120" and own == 256 and more_options:  # else 8 to 24 bytes are spilled
+            sizes["BD"], held_prototypes = 16, 32
     elif (
         dtype != torch.float64 and architecture == "sm_80" and channels <= held
     ):  # elsewhere 16 to 64 bytes are spilled
@@ -158,7 +161,12 @@ def positive_sums_registers(dtype: torch.dtype, architecture: str) -> int:
 
 
 def prototype_tiles(
-    dtype: torch.dtype, channels: int, classes: int, architecture: str, more_options: bool = False
+    dtype: torch.dtype,
+    channels: int,
+    classes: int,
+    architecture: str,
+    more_options: bool = False,
+    channels_last: bool = False,
 ) -> Tiles:
     """Of the prototypes' gradient: BLOCKS blocks (KB, DO) of it are summed in registers over a chunk.
 
@@ -177,5 +185,8 @@ def prototype_tiles(
         # Triton 3.9 spills 8 to 32 bytes to hold more programs at a time; of PROTOTYPE_PROGRAMS a multiprocessor has 2 or 3.
         registers = 255 if architecture.startswith("sm_") else 0
         return Tiles(16, 32, min(own, 32), 4, 1, min(own, 128), BLOCKS=1 if one else blocks, max_registers=registers)
-    # With channels last Triton 3.9 spills 8 bytes of some cases; one block of classes would read the features twice as often.
+    if architecture == "sm_100" and channels_last and own == 256 and classes > 16 and not more_options:
+        return Tiles(32, 64, 64, 8, 1, own)  # two blocks of 16 spill 8 bytes here, one of 32 does so elsewhere
+    # With channels last and more options 8 to 40 bytes are spilled, by Triton's version. Tiles of 32 pixels, of which each
+    # warp makes half of the products twice, or one block of classes, which reads the features twice as often, cost more.
     return Tiles(16, 64, min(own, 64), 8, 1, own, BLOCKS=blocks)
