@@ -49,6 +49,14 @@ def unit(vectors: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     return torch.where(norm <= EPS, 0, vectors / norm), norm
 
 
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """``a @ b``, also where ``torch.set_float32_matmul_precision`` and its like let PyTorch round a and b to fewer bits."""
+    settings = {"cuda": torch.backends.cuda, "cpu": torch.backends.mkldnn}.get(a.device.type)
+    if a.dtype == torch.float32 and settings is not None and settings.matmul.fp32_precision in ("tf32", "bf16"):
+        return (a.double() @ b.double()).float()
+    return a @ b
+
+
 def _flat_shape(features: Tensor) -> tuple[int, int, int]:
     return features.shape[0], features.shape[1], features.shape[2:].numel()
 
@@ -139,7 +147,7 @@ def class_statistics(
     parts = [nothing]
     for chunk in _chunks(features, pixels, num_classes, thresholds, rng_state):
         x, _ = _unit_pixels(features, chunk)
-        s = anchors @ x / temperature
+        s = _product(anchors, x) / temperature
         part = nothing.clone()
         part[stages.LOG_Z] = torch.where(chunk.negative, s + chunk.weight.log(), -torch.inf).logsumexp(1)
         part[stages.WEIGHT] = torch.where(chunk.own, chunk.weight, 0).sum(1)
@@ -265,7 +273,7 @@ def loss_gradients(
     grad_anchors = torch.zeros_like(anchors)
     for chunk in _chunks(features, pixels, num_classes, thresholds, rng_state):
         x, norm = _unit_pixels(features, chunk)
-        s = anchors @ x / temperature
+        s = _product(anchors, x) / temperature
         grad_own = -positive_scale * chunk.weight * (contrast - s).sigmoid()
         grad_negative = negative_scale * (s + chunk.weight.log() - log_z).exp()
         grad_s = torch.where(chunk.own, grad_own, torch.where(chunk.negative, grad_negative, 0))
@@ -276,11 +284,11 @@ def loss_gradients(
             grad_s = grad_s + pixel_scale * chunk.weight * torch.where(chunk.own, -own, others)
         grad_s = grad_s / temperature
         if features_need_grad:
-            g = anchors.T @ grad_s
+            g = _product(anchors.T, grad_s)
             grad_x = (g - (g * x).sum(0) * x) / norm
             grad_flat[chunk.image, :, chunk.pixel] = torch.where(norm <= EPS, 0, grad_x).to(features.dtype)
         if prototypes_need_grad:
-            grad_anchors += grad_s @ x.T
+            grad_anchors += _product(grad_s, x.T)
     if grad_features is not wanted:
         wanted.copy_(grad_features)
     if not prototypes_need_grad:

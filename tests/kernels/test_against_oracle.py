@@ -91,6 +91,16 @@ def test_features_that_overlap(backend, shape, strides, dtype):
         assert_gradient_close(gradient, truth.grad, 0.1)
 
 
+def test_precision_of_matrix_products(backend):
+    """`torch.set_float32_matmul_precision` is for the network; "medium" are products of bfloat16, where there are some."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        _compare(backend, Case("large enough to be worth it", (1, 256, 32, 33), 19), torch.float32)
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("temperature", [0.02, 0.1, 1.0])
 def test_sixteen_bits_with_few_channels(backend, dtype, temperature):
