@@ -58,24 +58,10 @@ __device__ __forceinline__ void coefficients(const FastGradients& job, int tile_
   SharedAddress class_factors = classes + (threadIdx.x & 3) * 2 * sizeof(ClassFactors);
   float inverse_tau = static_cast<float>(1.0 / a.temperature), to_log2 = static_cast<float>(kLog2E / a.temperature);
   const float* factors = static_cast<const float*>(job.factors);
-  float own[kFragments][2], own_coefficient[kFragments][2],
-      all_classes[kFragments][2] = {}, pixel_factor[kFragments][2] = {}, others[kFragments][2] = {};
+  float own[kFragments][2], own_coefficient[kFragments][2], all_classes[kFragments][2] = {},
+                                                            pixel_factor[kFragments][2] = {};
   own_cosines<T, kEights, false>(mine, s, own);
-  if (pixel_anchor) {
-    const auto is_other = [&](int f, int j, int n, int c) {
-      return mine.label[f][j] != n * 8 + c + 2 * static_cast<int>(threadIdx.x & 3);
-    };
-    sum_exponentials<T, kEights>(to_log2, s, is_other, all_classes, others);
-#pragma unroll
-    for (int f = 0; f < kFragments; ++f)
-#pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        float total = others[f][j] + exp2_approx(own[f][j] * to_log2 - all_classes[f][j]);
-        all_classes[f][j] += log2f(total);
-        others[f][j] /=
-            total;  // 1 - softmax of the own class, of which a difference would leave nothing where it is near 1
-      }
-  }
+  if (pixel_anchor) pixel_log_z<T, kEights>(to_log2, s, all_classes);
 #pragma unroll
   for (int f = 0; f < kFragments; ++f)
 #pragma unroll
@@ -87,7 +73,8 @@ __device__ __forceinline__ void coefficients(const FastGradients& job, int tile_
       if (pixel_anchor) pixel_factor[f][j] = factors[kPixelFactor * num_classes] * mine.weight[f][j];
       own_coefficient[f][j] = -factor[kPositiveFactor * num_classes] * mine.weight[f][j] *
                               sigmoid(factor[kContrast * num_classes] - own[f][j] * inverse_tau);
-      if (pixel_anchor) own_coefficient[f][j] -= pixel_factor[f][j] * others[f][j];
+      if (pixel_anchor)
+        own_coefficient[f][j] += pixel_factor[f][j] * (exp2_approx(own[f][j] * to_log2 - all_classes[f][j]) - 1.f);
     }
 #pragma unroll
   for (int first = 0; first < kEights; first += 16) {

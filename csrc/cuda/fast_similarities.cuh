@@ -193,32 +193,27 @@ __device__ __forceinline__ void own_cosines(const MyPixels<Shape<T, kEights>::kF
     }
 }
 
-// The sum over classes of exp S_ci of each pixel, as sum * 2^shift; `to_log2` takes cosines to log2 exp S. `counts(f, j, n, c)` says
-// which classes are summed.
-template <class T, int kEights, class Counts>
-__device__ __forceinline__ void sum_exponentials(float to_log2, const Accumulators<T, kEights>& s, Counts counts,
-                                                 float (&shift)[Shape<T, kEights>::kFragments][2],
-                                                 float (&sum)[Shape<T, kEights>::kFragments][2]) {
+// log2 sum_c exp S_ci of each pixel, (5); `to_log2` takes cosines to log2 exp S.
+template <class T, int kEights>
+__device__ __forceinline__ void pixel_log_z(float to_log2, const Accumulators<T, kEights>& s,
+                                            float (&log_z)[Shape<T, kEights>::kFragments][2]) {
 #pragma unroll
   for (int f = 0; f < Shape<T, kEights>::kFragments; ++f)
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
-      float maximum = minus_infinity(), total = 0.f;
+      float maximum = minus_infinity(), sum = 0.f;
 #pragma unroll
       for (int n = 0; n < kEights; ++n) maximum = fmaxf(maximum, fmaxf(s[f][n][2 * j], s[f][n][2 * j + 1]));
 #pragma unroll
       for (int o = 1; o < 4; o <<= 1) maximum = fmaxf(maximum, __shfl_xor_sync(kAllLanes, maximum, o));
-      float exponent = shift_of(maximum) * to_log2;
+      float shift = shift_of(maximum) * to_log2;
 #pragma unroll
       for (int n = 0; n < kEights; ++n)
+        sum +=
+            exp2_approx(fmaf(s[f][n][2 * j], to_log2, -shift)) + exp2_approx(fmaf(s[f][n][2 * j + 1], to_log2, -shift));
 #pragma unroll
-        for (int c = 0; c < 2; ++c) {
-          float term = exp2_approx(fmaf(s[f][n][2 * j + c], to_log2, -exponent));
-          total += counts(f, j, n, c) ? term : 0.f;
-        }
-#pragma unroll
-      for (int o = 1; o < 4; o <<= 1) total += __shfl_xor_sync(kAllLanes, total, o);
-      shift[f][j] = exponent, sum[f][j] = total;
+      for (int o = 1; o < 4; o <<= 1) sum += __shfl_xor_sync(kAllLanes, sum, o);
+      log_z[f][j] = shift + log2f(sum);
     }
 }
 

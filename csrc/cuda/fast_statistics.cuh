@@ -193,14 +193,7 @@ __global__ void __launch_bounds__(Shape<T, kEights>::kMostThreads, Shape<T, kEig
     similarities<T, kEights, kRows>(a, place, tile, shared_address(memory + a.plan.tile_bytes), with_prototypes, s,
                                     inverse);
     MyPixels<kFragments> mine(arrays);
-    if (a.pixel_anchor) {
-      float sum[kFragments][2];
-      sum_exponentials<T, kEights>(to_log2, s, [](int, int, int, int) { return true; }, all_classes, sum);
-#pragma unroll
-      for (int f = 0; f < kFragments; ++f)
-#pragma unroll
-        for (int j = 0; j < 2; ++j) all_classes[f][j] += log2f(sum[f][j]);
-    }
+    if (a.pixel_anchor) pixel_log_z<T, kEights>(to_log2, s, all_classes);
     exclude_ignored<T, kEights>(mine, s);
     own_cosines<T, kEights, true>(mine, s, own);
     SYNC_THREADS(ring_is_free);

@@ -222,12 +222,12 @@ def test_reads_of_150_classes(more_options):
             (1, 3.75 if architecture == "sm_80" else 5),
         ]
         assert _reads(architecture, torch.float32, more_options) == [(1, 2.5), (1, 3.75)]
-    assert _reads("sm_90", torch.bfloat16, more_options) == [(1, 2.5), (1, 2.5)]
+    assert _reads("sm_90", torch.bfloat16, more_options) == [(1, 2.5), (1, 3.125 if more_options else 2.5)]
     assert _reads("sm_100", torch.bfloat16, more_options) == [(1, 5 if more_options else 2.5), (1, 5)]
     assert _reads("sm_120", torch.bfloat16, more_options) == [(1, 5), (1, 5)]
     for architecture in ("sm_90", "sm_100"):
         assert _reads(architecture, torch.float32, more_options) == [(1, 2.5), (1, 3.75)]
-    assert _reads("sm_120", torch.float32, more_options) == [(1, 2.5), (1, 3.4375)]
+    assert _reads("sm_120", torch.float32, more_options) == [(1, 2.5), (1, 4.6875 if more_options else 3.4375)]
 
 
 def _gradient(simulator, features, labels, prototypes, temperature, of_prototypes):
