@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import oracle
 import proac_cuda
 
 COSINE_ERROR = {torch.float64: 1e-14, torch.float32: 1e-6, torch.bfloat16: 2e-6, torch.float16: 2e-6}
@@ -82,3 +83,23 @@ def leaf(values: Tensor, backend: Any, dtype: torch.dtype) -> Tensor:
     """A leaf of ``dtype`` on the backend's device, with the strides of ``values``."""
     moved = torch.empty_strided(values.shape, values.stride(), dtype=dtype, device=backend.device)
     return moved.copy_(values).requires_grad_()
+
+
+def assert_twin_of_trained_features(
+    backend: Any, classes: int, channels: int, temperature: float, dtype: torch.dtype
+) -> None:
+    """Features on their prototypes: softmax of the own class is 1 but for 1e-8, and that is all of the twin's gradient."""
+    g = torch.Generator().manual_seed(9)
+    prototypes = torch.nn.functional.normalize(torch.randn(classes, channels, generator=g), dim=1)
+    labels = torch.arange(96).reshape(2, 48) % classes
+    features = prototypes[labels] + 0.2 * torch.randn(2, 48, channels, generator=g) / channels**0.5
+    x = leaf(features.movedim(2, 1), backend, dtype)
+    p = leaf(prototypes, backend, torch.float64 if dtype == torch.float64 else torch.float32)
+    options: dict[str, Any] = {"temperature": temperature, "pixel_anchor_weight": 1.0}
+    scale = 65536.0 if dtype == torch.float16 else 1.0  # or its gradient would be below float16's smallest number
+    (scale * run(backend, x, labels, p, options)).backward()
+    truth_x, truth_p = (v.detach().cpu().double().requires_grad_() for v in (x, p))
+    (scale * oracle.loss(truth_x, labels, truth_p, **options).loss).backward()
+    assert_gradient_close(x.grad, truth_x.grad, temperature)
+    if dtype != torch.bfloat16:
+        assert_gradient_close(p.grad, truth_p.grad, temperature)

@@ -9,6 +9,7 @@ enum class Barrier : int {
   warps_have_summed,  // block_sum
   // prepare.cu
   class_weights_are_read,
+  weights_are_read,
   maxima_are_written,
   maxima_are_read,
   // merge.cuh

@@ -45,6 +45,38 @@ struct Drawn {
   __device__ __forceinline__ bool of(int f, int j, int n, int c) const { return bits[f][j] >> (n % 16 * 2 + c) & 1u; }
 };
 
+// log2 of each pixel's sum over all classes, (5), and the others' share of it: minus softmax - 1 of the own class in (10), of which
+// nothing is left once features are trained, where it is taken as that difference.
+template <class T, int kEights>
+__device__ __forceinline__ void normalise_pixels(int num_classes, float to_log2, const Accumulators<T, kEights>& s,
+                                                 const int (&own_class)[Shape<T, kEights>::kFragments][2],
+                                                 const float (&own)[Shape<T, kEights>::kFragments][2],
+                                                 float (&all_classes)[Shape<T, kEights>::kFragments][2],
+                                                 float (&others)[Shape<T, kEights>::kFragments][2]) {
+  constexpr int kFragments = Shape<T, kEights>::kFragments;
+  largest_logits<T, kEights>(to_log2, s, all_classes);
+#pragma unroll
+  for (int n = 0; n < kEights; ++n) {
+    if (n * 8 >= num_classes) break;  // also keeps the next eights' exponentials out of these registers
+#pragma unroll
+    for (int f = 0; f < kFragments; ++f)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        float term = exp2_approx(fmaf(s[f][n][e], to_log2, -all_classes[f][e >> 1]));
+        others[f][e >> 1] += own_class[f][e >> 1] == n * 8 + (e & 1) ? 0.f : term;
+      }
+  }
+#pragma unroll
+  for (int f = 0; f < kFragments; ++f)
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+#pragma unroll
+      for (int o = 1; o < 4; o <<= 1) others[f][j] += __shfl_xor_sync(kAllLanes, others[f][j], o);
+      float sum = others[f][j] + exp2_approx(fmaf(own[f][j], to_log2, -all_classes[f][j]));
+      all_classes[f][j] += log2f(sum), others[f][j] /= sum;
+    }
+}
+
 // S becomes the coefficients dL/dS / tau, (8) to (10), in place. Returns <g_i, xhat_i> of each pixel in `along`.
 template <class T, int kEights>
 __device__ __forceinline__ void coefficients(const FastGradients& job, int tile_number,
@@ -58,23 +90,25 @@ __device__ __forceinline__ void coefficients(const FastGradients& job, int tile_
   SharedAddress class_factors = classes + (threadIdx.x & 3) * 2 * sizeof(ClassFactors);
   float inverse_tau = static_cast<float>(1.0 / a.temperature), to_log2 = static_cast<float>(kLog2E / a.temperature);
   const float* factors = static_cast<const float*>(job.factors);
-  float own[kFragments][2], own_coefficient[kFragments][2], all_classes[kFragments][2] = {},
-                                                            pixel_factor[kFragments][2] = {};
+  float own[kFragments][2], own_coefficient[kFragments][2] = {}, all_classes[kFragments][2] = {},
+                            pixel_factor[kFragments][2] = {};
   own_cosines<T, kEights, false>(mine, s, own);
-  if (pixel_anchor) pixel_log_z<T, kEights>(to_log2, s, all_classes);
+#pragma unroll
+  for (int f = 0; f < kFragments; ++f)
+#pragma unroll
+    for (int j = 0; j < 2; ++j) own_class[f][j] = mine.label[f][j] - 2 * static_cast<int>(threadIdx.x & 3);
+  if (pixel_anchor) normalise_pixels<T, kEights>(num_classes, to_log2, s, own_class, own, all_classes, own_coefficient);
 #pragma unroll
   for (int f = 0; f < kFragments; ++f)
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
-      along[f][j] = own_coefficient[f][j] = 0.f;
-      own_class[f][j] = mine.label[f][j] - 2 * static_cast<int>(threadIdx.x & 3);
+      along[f][j] = 0.f;
       if (mine.label[f][j] < 0) continue;
       const float* factor = factors + mine.label[f][j];
       if (pixel_anchor) pixel_factor[f][j] = factors[kPixelFactor * num_classes] * mine.weight[f][j];
-      own_coefficient[f][j] = -factor[kPositiveFactor * num_classes] * mine.weight[f][j] *
-                              sigmoid(factor[kContrast * num_classes] - own[f][j] * inverse_tau);
-      if (pixel_anchor)
-        own_coefficient[f][j] += pixel_factor[f][j] * (exp2_approx(own[f][j] * to_log2 - all_classes[f][j]) - 1.f);
+      own_coefficient[f][j] = -pixel_factor[f][j] * own_coefficient[f][j] -
+                              factor[kPositiveFactor * num_classes] * mine.weight[f][j] *
+                                  sigmoid(factor[kContrast * num_classes] - own[f][j] * inverse_tau);
     }
 #pragma unroll
   for (int first = 0; first < kEights; first += 16) {

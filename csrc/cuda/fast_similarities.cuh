@@ -193,20 +193,33 @@ __device__ __forceinline__ void own_cosines(const MyPixels<Shape<T, kEights>::kF
     }
 }
 
-// log2 sum_c exp S_ci of each pixel, (5); `to_log2` takes cosines to log2 exp S.
+// log2 of exp S of each pixel's most similar class; `to_log2` takes cosines to log2 exp S.
 template <class T, int kEights>
-__device__ __forceinline__ void pixel_log_z(float to_log2, const Accumulators<T, kEights>& s,
-                                            float (&log_z)[Shape<T, kEights>::kFragments][2]) {
+__device__ __forceinline__ void largest_logits(float to_log2, const Accumulators<T, kEights>& s,
+                                               float (&largest)[Shape<T, kEights>::kFragments][2]) {
 #pragma unroll
   for (int f = 0; f < Shape<T, kEights>::kFragments; ++f)
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
-      float maximum = minus_infinity(), sum = 0.f;
+      float maximum = minus_infinity();
 #pragma unroll
       for (int n = 0; n < kEights; ++n) maximum = fmaxf(maximum, fmaxf(s[f][n][2 * j], s[f][n][2 * j + 1]));
 #pragma unroll
       for (int o = 1; o < 4; o <<= 1) maximum = fmaxf(maximum, __shfl_xor_sync(kAllLanes, maximum, o));
-      float shift = shift_of(maximum) * to_log2;
+      largest[f][j] = shift_of(maximum) * to_log2;
+    }
+}
+
+// log2 sum_c exp S_ci of each pixel, (5).
+template <class T, int kEights>
+__device__ __forceinline__ void pixel_log_z(float to_log2, const Accumulators<T, kEights>& s,
+                                            float (&log_z)[Shape<T, kEights>::kFragments][2]) {
+  largest_logits<T, kEights>(to_log2, s, log_z);
+#pragma unroll
+  for (int f = 0; f < Shape<T, kEights>::kFragments; ++f)
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      float shift = log_z[f][j], sum = 0.f;
 #pragma unroll
       for (int n = 0; n < kEights; ++n)
         sum +=

@@ -15,7 +15,8 @@ __device__ C contrast_log_z(const C* statistics, int num_classes, int k, bool ne
 }
 
 // The power of two that takes `bound` to 2^59 or more, and below 2^60. `bound` is what sum_i |dL/dS_ki| / tau cannot exceed:
-// by (7) and (8) the positives' terms sum to A_k T_k / tau, and so do the negatives', whose shares of Z_k sum to 1.
+// by (7) and (8) the positives' terms sum to A_k T_k / tau, and so do the negatives', whose shares of Z_k sum to 1. The twin's
+// sum to alpha / tau times the mean of 1 - softmax, which its own loss, -log softmax, is never below but by rounding.
 template <class C>
 __device__ C sum_scale(C bound) {
   constexpr int kLargest = sizeof(C) == 4 ? 126 : 1000;
@@ -30,16 +31,20 @@ __device__ void write_factors(const Prepare& a, C* scratch) {
   const C* statistics = static_cast<const C*>(a.statistics);
   const C* class_weight = static_cast<const C*>(a.class_weight);
   const C* weight = statistics + kW * a.num_classes;
-  C sum_class_weight = C(0), sum_weight = C(0);
+  C sum_class_weight = C(0), sum_weight = C(0), pixel_loss = C(0);
   for (int k = threadIdx.x; k < a.num_classes; k += kPrepareThreads) {
-    sum_weight += weight[k];
+    sum_weight += weight[k], pixel_loss += statistics[kPixelLoss * a.num_classes + k];
     if (weight[k] > C(0)) sum_class_weight += class_weight ? class_weight[k] : C(1);
   }
   sum_class_weight = block_sum(sum_class_weight, scratch);
   SYNC_THREADS(class_weights_are_read);
   sum_weight = block_sum(sum_weight, scratch);
+  SYNC_THREADS(weights_are_read);
+  pixel_loss = block_sum(pixel_loss, scratch);
   C* out = static_cast<C*>(a.factors);
   C inverse_tau = static_cast<C>(1.0 / a.temperature);
+  C twin_share = pixel_loss / sum_weight + C(64) * static_cast<C>(sizeof(C) == 4 ? 0x1p-23 : 0x1p-52) * inverse_tau;
+  if (!(twin_share < C(1))) twin_share = C(1);
   for (int k = threadIdx.x; k < a.num_classes; k += kPrepareThreads) {
     C grad = static_cast<const C*>(a.grad_loss)[k * a.grad_loss_stride];
     C upstream = weight[k] > C(0) ? grad : C(0);
@@ -54,7 +59,7 @@ __device__ void write_factors(const Prepare& a, C* scratch) {
     C pixels = sum_weight == C(0) ? C(0) : static_cast<C>(a.pixel_anchor_weight) * grad * inverse_tau;
     out[kPixelFactor * a.num_classes + k] = sum_weight == C(0) ? C(0) : pixels / sum_weight;
     out[kSumScale * a.num_classes + k] =
-        sum_scale(C(2) * (static_cast<C>(fabs(negative)) + static_cast<C>(fabs(pixels))));
+        sum_scale(C(2) * (static_cast<C>(fabs(negative)) + static_cast<C>(fabs(pixels)) * twin_share));
   }
 }
 

@@ -7,7 +7,14 @@ import torch
 
 import oracle
 from cases import CASES, LAYOUTS, Case, with_layout
-from compare import assert_gradient_close, assert_loss_close, gradient_tolerance, leaf, run
+from compare import (
+    assert_gradient_close,
+    assert_loss_close,
+    assert_twin_of_trained_features,
+    gradient_tolerance,
+    leaf,
+    run,
+)
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 ACCURACY = Case("features of a real head", (2, 64, 12, 11), 19, labels=(24, 22))
@@ -108,29 +115,14 @@ def test_sixteen_bits_with_few_channels(backend, dtype, temperature):
     _compare(backend, case, dtype, eager=True)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
     ("classes", "channels", "temperature"),
     [(2, 64, 0.1), (19, 256, 0.05), pytest.param(40, 64, 0.07, marks=pytest.mark.slow), (300, 16, 0.02)],
 )
 def test_twin_of_trained_features(backend, classes, channels, temperature, dtype):
-    """Features on their prototypes: softmax of the own class is 1 but for 1e-8, and that is all of the twin's gradient.
-
-    In CUDA and Triton 2 and 19 classes take one program, 40 blocks of classes, 300 kernels of their own.
-    """
-    g = torch.Generator().manual_seed(9)
-    prototypes = torch.nn.functional.normalize(torch.randn(classes, channels, generator=g), dim=1)
-    labels = torch.arange(96).reshape(2, 48) % classes
-    features = prototypes[labels] + 0.2 * torch.randn(2, 48, channels, generator=g) / channels**0.5
-    x = leaf(features.movedim(2, 1), backend, dtype)
-    p = leaf(prototypes, backend, torch.float64 if dtype == torch.float64 else torch.float32)
-    options = {"temperature": temperature, "pixel_anchor_weight": 1.0}
-    run(backend, x, labels, p, options).backward()
-    truth_x, truth_p = (v.detach().cpu().double().requires_grad_() for v in (x, p))
-    oracle.loss(truth_x, labels, truth_p, **options).loss.backward()
-    assert_gradient_close(x.grad, truth_x.grad, temperature)
-    if dtype != torch.bfloat16:
-        assert_gradient_close(p.grad, truth_p.grad, temperature)
+    """In CUDA and Triton 2 and 19 classes take one program, 40 blocks of classes, 300 kernels of their own."""
+    assert_twin_of_trained_features(backend, classes, channels, temperature, dtype)
 
 
 @pytest.mark.parametrize("temperature", [1e-3, 1e-2, 0.024, 0.026, 0.5, 1e3])

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import proac_cuda
+from compare import assert_twin_of_trained_features
 from label_positions import MODES, assert_reads_as_interpolate
 from proac_cuda import stages
 from stage_comparison import OPTIONS, make_case
@@ -322,6 +324,19 @@ def test_public_function_and_gradcheck(public_backend: str) -> None:
             x, labels, p, backend="reference", temperature=0.5, pixel_anchor_weight=0.3, num_negatives=3, seed=2
         ),
     )
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize(
+    ("classes", "channels", "temperature"),
+    [(2, 64, 0.1), (19, 256, 0.05), (40, 64, 0.07), (150, 32, 0.05), (200, 24, 0.03), (300, 16, 0.02)],
+)
+def test_twin_of_trained_features(
+    public_backend: str, classes: int, channels: int, temperature: float, dtype: torch.dtype
+) -> None:
+    """Each width of the fast path's kernels, and the generic ones."""
+    backend = SimpleNamespace(name=public_backend, device=torch.device("cpu"))
+    assert_twin_of_trained_features(backend, classes, channels, temperature, dtype)
 
 
 def test_empty_inputs(public_backend: str) -> None:
