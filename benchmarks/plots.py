@@ -117,7 +117,7 @@ def _label_ends(axes: plt.Axes, ends: list[tuple[float, float, str]], right: flo
             fontsize=9,
             va="center",
             fontweight="bold" if name in OWN else "normal",
-            arrowprops={"arrowstyle": "-", "color": COLOURS[name], "linewidth": 0.5},
+            arrowprops={"arrowstyle": "-", "color": COLOURS[name], "linewidth": 0.5, "relpos": (0, 0.5)},
         )
     left = axes.get_xlim()[0]
     behind = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1}  # other lines may pass there
@@ -213,7 +213,7 @@ def _label_points(axes: plt.Axes, points: list[tuple[float, float, Row]]) -> Non
                 fontsize=8,
                 va="center",
                 color=COLOURS[row["contestant"]],
-                arrowprops={"arrowstyle": "-", "color": "#999999", "linewidth": 0.5},
+                arrowprops={"arrowstyle": "-", "color": "#999999", "linewidth": 0.5, "relpos": (0, 0.5)},
             )
 
 
