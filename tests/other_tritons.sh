@@ -25,6 +25,7 @@ run_under() {
 installed=$("$python" -c 'import triton; print(triton.__version__)')
 compiled=tests/kernels/test_triton_compiled.py
 run_under "$oldest" "The kernels compiled" "$compiled::test_no_spills[sm_80]" \
+  "$compiled::test_no_spills_of_many_classes_in_float32[sm_80-False]" \
   "$compiled::test_ptx_forward_is_four_launches_and_equal_to_the_stages"
 
 version_of_report='import json, sys; print(json.load(sys.stdin)["install"][0]["metadata"]["version"])'

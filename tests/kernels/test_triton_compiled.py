@@ -77,11 +77,12 @@ def test_no_spills_with_pixels_as_rows(dtype, channels_last):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", ["sm_100", "sm_120"])
-def test_no_spills_of_many_classes_in_float32(architecture):
-    """Where the most registers are taken: products in float32, every option, features held."""
+@pytest.mark.parametrize(("architecture", "everything"), [("sm_80", False), ("sm_100", True), ("sm_120", True)])
+def test_no_spills_of_many_classes_in_float32(architecture, everything):
+    """Where the most registers are taken: products in float32, features held. Triton 3.6 spilled without options on sm_80."""
     kernels = "class_statistics_kernel", "gradient_by_classes_kernel"
-    rows = list(compiled_facts.triton_rows([Cell(architecture, "float32", 150, everything=True)], kernels=kernels))
+    cell = Cell(architecture, "float32", 150, everything=everything)
+    rows = list(compiled_facts.triton_rows([cell], kernels=kernels))
     assert sorted({row.kernel for row in rows}) == sorted(kernels)
     assert all(row.spilled == row.local_accesses == 0 and row.tensor_core for row in rows), rows
 

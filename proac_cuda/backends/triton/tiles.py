@@ -107,14 +107,15 @@ def backward_tiles(
         return _gradient_without_tensor_cores(dtype, channels, classes)
     channel_block = _power_of_two(channels, 16, 32)
     warps, pixel_block = 8, 64
-    one_block, held = 32, 256
+    one_block, held, stages = 32, 256, 1
     if dtype == torch.float64:
         channel_block, warps, pixel_block = 16, 4, 32
         one_block, held = 16, 64
+        stages = 2 if architecture in ("sm_86", "sm_89", "sm_90") else 1  # the other spills 8 to 32 bytes
     if architecture == "interpreter":
         pixel_block = INTERPRETER_BM
     own = _power_of_two(channels, channel_block, held)
-    sizes: dict[str, Any] = {"BM": pixel_block, "BD": channel_block, "num_warps": warps, "num_stages": 1}
+    sizes: dict[str, Any] = {"BM": pixel_block, "BD": channel_block, "num_warps": warps, "num_stages": stages}
     sizes["LOOPED"] = dtype == torch.float32  # else 8 to 184 bytes are spilled
     if classes <= one_block:
         return Tiles(KB=_power_of_two(classes, 16, one_block), KEPT=own, **sizes)
@@ -123,6 +124,8 @@ def backward_tiles(
             sizes["BD"] = 16  # 16 to 24 bytes are spilled with 32, at 40 classes
         return Tiles(KB=16 if dtype == torch.float32 else 32, KEPT=0, **sizes)
     held_prototypes = own  # or as much less as it takes that no register spills
+    if dtype in (torch.float16, torch.bfloat16) and architecture in ("sm_86", "sm_89", "sm_90") and not more_options:
+        sizes["max_registers"] = 255  # spares 8 to 16 bytes under Triton 3.6 and 3.8; with options it costs 8
     if dtype in (torch.float16, torch.bfloat16) and architecture == "sm_90" and channels <= held:
         # Both factors come from shared memory, so that registers are for sums alone. On sm_100, whose products are made in
         # tensor memory, Triton 3.6 asks for more of it than there is, and 3.9 spills 72 bytes.
@@ -133,6 +136,8 @@ def backward_tiles(
         held_prototypes = own * 5 // 8 if architecture == "sm_120" else own // 2
         if architecture == "sm_120" and own == 256 and more_options:  # else 8 to 24 bytes are spilled
             sizes["BD"], held_prototypes = 16, 32
+        if architecture == "sm_100" and not more_options:
+            sizes["BD"] = 16  # else 8 bytes are spilled where channels are last, under Triton 3.8
     elif (
         dtype != torch.float64 and architecture == "sm_80" and channels <= held
     ):  # elsewhere 16 to 64 bytes are spilled
@@ -178,14 +183,15 @@ def prototype_tiles(
     if architecture == "interpreter":
         return Tiles(kb, INTERPRETER_BM, min(own, 64), 4, 1, DO=own)
     if dtype == torch.float64:
-        return Tiles(16, 16, 16, 4, 1, DO=min(own, 64))
+        # BD=16 spills 8 bytes on sm_90 under Triton 3.6.
+        return Tiles(16, 16, min(own, 32), 4, 1, DO=min(own, 64))
     blocks = 1 if classes <= 16 else 2  # more, and registers spill
     if dtype == torch.float32:  # twice the registers for features and operands: not all 256 channels fit
         one = more_options or architecture == "sm_100"
         # Triton 3.9 spills 8 to 32 bytes to hold more programs at a time; of PROTOTYPE_PROGRAMS a multiprocessor has 2 or 3.
         registers = 255 if architecture.startswith("sm_") else 0
         return Tiles(16, 32, min(own, 32), 4, 1, min(own, 128), BLOCKS=1 if one else blocks, max_registers=registers)
-    if architecture == "sm_100" and channels_last and own == 256 and classes > 16 and not more_options:
+    if architecture in ("sm_100", "sm_120") and channels_last and own == 256 and classes > 16 and not more_options:
         return Tiles(32, 64, 64, 8, 1, own)  # two blocks of 16 spill 8 bytes here, one of 32 does so elsewhere
     # With channels last and more options 8 to 40 bytes are spilled, by Triton's version. Tiles of 32 pixels spare them and take
     # 1.6 times the tensor-core instructions; one block of classes reads the features twice as often.
