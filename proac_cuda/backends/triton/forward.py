@@ -186,11 +186,10 @@ def class_statistics_kernel(
             else:
                 normaliser = tl.load(log_normaliser + index, mask=inside, other=0.0)
         own_s = tl.full((KB, CASE.BM), 0.0, REAL)
-        # In float32 Triton 3.6 spills 16 to 32 bytes where these stay from tile to tile; in 16 bits, whose tiles are twice as
-        # wide, 8 where they do not.
-        own_classes = classes if CASE.TENSOR_CORES and CASE.PARTS == 1 else first + tl.arange(0, KB)
+        # In float32 Triton 3.6 spills 16 to 32 bytes where these stay from tile to tile; elsewhere 8 where they do not.
+        ANEW: tl.constexpr = CASE.TENSOR_CORES and CASE.PARTS == 1
         for block in tl.static_range(BLOCKS):
-            k = own_classes + block * KB
+            k = classes + block * KB if ANEW else first + block * KB + tl.arange(0, KB)
             own_s = tl.where(label[None, :] == k[:, None], s[block], own_s)
         lowest = tl.where(first == 0, -1, first)  # pixels outside V, label -1, are left to the first program
         ours = (label >= lowest) & (label < first + BLOCKS * KB)
