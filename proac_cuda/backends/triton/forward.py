@@ -167,7 +167,7 @@ def class_statistics_kernel(
     total_weight = zero
 
     first_tile, end = tiles_of_chunk(chunk, tiling)
-    for tile in range(first_tile, end):
+    for tile in tl.range(first_tile, end, disable_licm=not CASE.HOISTED):
         image, pixel, index, inside = tile_of_pixels(tile, tiling, CASE.BM, CASE.INDEX)
         label, weight, bad_label, bad_weight, raw_label, raw_weight = read_pixels(
             index, inside, labels, weights, sampling, K, REAL
@@ -179,6 +179,7 @@ def class_statistics_kernel(
         # Opaque: else the compiler keeps the addresses of all blocks in registers from tile to tile.
         classes = first + opaque(tl.arange(0, KB), CASE)
         s, _ = similarities_of_blocks(features, anchors, image, pixel, inside, classes, tau_inverse, CASE)
+        total_weight += tl.sum(weight, 0)
         normaliser = weight
         if CASE.PIXEL_ANCHOR:
             if log_normaliser is None:
@@ -187,7 +188,7 @@ def class_statistics_kernel(
                 normaliser = tl.load(log_normaliser + index, mask=inside, other=0.0)
         own_s = tl.full((KB, CASE.BM), 0.0, REAL)
         # In float32 Triton 3.6 spills 16 to 32 bytes where these stay from tile to tile; elsewhere 8 where they do not.
-        ANEW: tl.constexpr = CASE.TENSOR_CORES and CASE.PARTS == 1
+        ANEW: tl.constexpr = not CASE.HOISTED or (CASE.TENSOR_CORES and CASE.PARTS == 1)
         for block in tl.static_range(BLOCKS):
             k = classes + block * KB if ANEW else first + block * KB + tl.arange(0, KB)
             own_s = tl.where(label[None, :] == k[:, None], s[block], own_s)
@@ -195,7 +196,6 @@ def class_statistics_kernel(
         ours = (label >= lowest) & (label < first + BLOCKS * KB)
         tl.store(positive + index, tl.sum(own_s, 0), mask=inside & ours)
 
-        total_weight += tl.sum(weight, 0)
         factor, log_weight = one, one  # without weights: a number, which takes no register
         if weights is not None:
             factor, log_weight = weight[None, :], tl.log(weight)[None, :]

@@ -214,7 +214,7 @@ def _statistics(
         run(
             merge_statistics.merge_statistics_kernel, (ceil_div(num_classes, block),),
             partials=partials, diagnostics=chunk_diagnostics, statistics=statistics, merged_diagnostics=diagnostics,
-            counters=counters, chunks=num_chunks, K=num_classes, KB=block, CB=16 if prototypes.dtype == torch.float64 else 32,
+            counters=counters, chunks=num_chunks, K=num_classes, KB=block, CB=8 if prototypes.dtype == torch.float64 else 32,
         )  # fmt: skip
     return statistics, positive, diagnostics, counters
 

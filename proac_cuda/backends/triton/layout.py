@@ -74,6 +74,7 @@ class Case(NamedTuple):
     HELD: int
     PIXEL_ROWS: bool
     LOOPED: bool
+    HOISTED: bool
     REAL: Any  #: of sums
     PART: Any  #: of phat, and of what is multiplied with it
     PARTS: int
@@ -106,7 +107,7 @@ def case_of(
     return Case(
         K=shape[0], D=shape[1], K_PAD=padded[1], D_PAD=padded[2],
         PIXEL_ANCHOR=pixel_anchor, KB=tile.KB, BM=tile.BM, BD=tile.BD, BLOCKS=tile.BLOCKS, DO=tile.DO, KEPT=tile.KEPT,
-        HELD=tile.HELD, PIXEL_ROWS=tile.PIXEL_ROWS, LOOPED=tile.LOOPED,
+        HELD=tile.HELD, PIXEL_ROWS=tile.PIXEL_ROWS, LOOPED=tile.LOOPED, HOISTED=tile.HOISTED,
         REAL=_TYPES[real], PART=_TYPES[part], PARTS=padded[0],
         TENSOR_CORES=tensor_cores,
         PRECISION="tf32x3" if tensor_cores and part == torch.float32 else "ieee",

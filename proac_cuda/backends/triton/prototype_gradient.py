@@ -38,7 +38,8 @@ def prototype_gradient_kernel(
         image, pixel, index, inside = tile_of_pixels(tile, tiling, CASE.BM, CASE.INDEX)
         label, weight, _, _, _, _ = read_pixels(index, inside, labels, weights, sampling, K, CASE.REAL)
         # Opaque: else the compiler keeps the addresses of all blocks in registers from tile to tile.
-        classes, channels = first + opaque(tl.arange(0, KB), CASE), d_first + opaque(tl.arange(0, BD), CASE)
+        classes = first + opaque(tl.arange(0, KB), CASE)
+        channels = d_first + (tl.arange(0, BD) if CASE.HOISTED else opaque(tl.arange(0, BD), CASE))
         kept = label >= 0  # pixels outside V count as 0: 0 times their NaN would be NaN
         x, inverse = load_blocks(features, image, pixel, inside, channels, CASE, kept)
         s = ()

@@ -40,6 +40,7 @@ class Tiles(NamedTuple):
     BLOCKS: int = 1  #: of KB classes, of which a program deals with that many
     LOOPED: bool = False  #: each float32 product stands in a loop of its own
     PIXEL_ROWS: bool = False  #: products are (BM, n): a matrix unit that takes 64 rows at a time gets pixels
+    HOISTED: bool = True  #: what is the same for all tiles of a program is made once, and stays in registers
     max_registers: int = 0  #: of a thread; 0: the assembler's choice, which may spill some to hold more programs
 
 
@@ -89,9 +90,9 @@ def _many_classes(dtype: torch.dtype, classes: int, architecture: str, more_opti
     # S takes up to 80 registers of a thread. With more options 128 pixels spill 16 bytes on sm_100.
     wide = architecture != "sm_120" and not (architecture == "sm_100" and more_options)
     pixel_block = 128 if dtype != torch.float32 and blocks <= 5 and wide else 64
-    # Spares 8 bytes where channels are last, and costs as many with four blocks.
-    registers = 255 if pixel_block == 128 and blocks == 5 and architecture == "sm_100" else 0
-    return Tiles(32, pixel_block, 16, 8, 2, BLOCKS=blocks, max_registers=registers)
+    # On sm_100 else up to 24 bytes are spilled; on other GPUs this costs 8 to 24.
+    anew = architecture == "sm_100" and pixel_block == 128 and blocks == 5
+    return Tiles(32, pixel_block, 16, 8, 2, BLOCKS=blocks, HOISTED=not anew)
 
 
 def backward_tiles(
@@ -175,24 +176,28 @@ def prototype_tiles(
 ) -> Tiles:
     """Of the prototypes' gradient: BLOCKS blocks (KB, DO) of it are summed in registers over a chunk.
 
-    KB < BM and KB < BD, so that Triton lays the warps along pixels and channels: else each makes all of the products.
+    KB < BM and KB < BD, so that Triton lays the warps along pixels and channels: else each makes all of the products. Where
+    channels are last the addresses of a tile are few, and making them anew for each costs up to 60 registers; of planes,
+    keeping them does.
     """
     kb, own = _power_of_two(classes, 16, 32), _power_of_two(channels, 16, 256)
     if architecture in FMA and dtype != torch.float64:
-        return Tiles(kb, 32, 16, 4, 1, DO=min(own, 64))
+        return Tiles(kb, 32, 16, 4, 1, DO=min(own, 64), HOISTED=False)
     if architecture == "interpreter":
         return Tiles(kb, INTERPRETER_BM, min(own, 64), 4, 1, DO=own)
     if dtype == torch.float64:
         # BD=16 spills 8 bytes on sm_90 under Triton 3.6.
-        return Tiles(16, 16, min(own, 32), 4, 1, DO=min(own, 64))
+        return Tiles(16, 16, min(own, 32), 4, 1, DO=min(own, 64), HOISTED=False)
     blocks = 1 if classes <= 16 else 2  # more, and registers spill
     if dtype == torch.float32:  # twice the registers for features and operands: not all 256 channels fit
         one = more_options or architecture == "sm_100"
         # Triton 3.9 spills 8 to 32 bytes to hold more programs at a time; of PROTOTYPE_PROGRAMS a multiprocessor has 2 or 3.
         registers = 255 if architecture.startswith("sm_") else 0
-        return Tiles(16, 32, min(own, 32), 4, 1, min(own, 128), BLOCKS=1 if one else blocks, max_registers=registers)
+        blocks = 1 if one else blocks
+        return Tiles(
+            16, 32, min(own, 32), 4, 1, min(own, 128), 0, 0, blocks, HOISTED=channels_last, max_registers=registers
+        )
     if architecture in ("sm_100", "sm_120") and channels_last and own == 256 and classes > 16 and not more_options:
-        return Tiles(32, 64, 64, 8, 1, own)  # two blocks of 16 spill 8 bytes here, one of 32 does so elsewhere
-    # With channels last and more options 8 to 40 bytes are spilled, by Triton's version. Tiles of 32 pixels spare them and take
-    # 1.6 times the tensor-core instructions; one block of classes reads the features twice as often.
-    return Tiles(16, 64, min(own, 64), 8, 1, own, BLOCKS=blocks)
+        # Two blocks of 16 spill 8 to 32 bytes here, one of 32 does so elsewhere.
+        return Tiles(32, 64, 64, 8, 1, own, HOISTED=False)
+    return Tiles(16, 64, min(own, 64), 8, 1, own, BLOCKS=blocks, HOISTED=channels_last)
