@@ -73,8 +73,9 @@ def forward_tiles(
     if classes > 32:
         return _many_classes(dtype, classes, architecture, more_options)
     warps, registers = 4, 0
-    if more_options and dtype != torch.float32 and (classes <= 16 or architecture in AMPERE):
-        # Three programs on a multiprocessor. Left to itself ptxas takes 128 to 220, or spills 8 bytes, by Triton's version.
+    three_programs = classes <= 16 or architecture in AMPERE if more_options else architecture == "sm_120"
+    if dtype != torch.float32 and three_programs:
+        # As many on a multiprocessor. Left to itself ptxas takes 128 to 220, or spills 8 bytes, by Triton's version.
         registers = 168 if nvidia else 0
     elif more_options or (dtype == torch.float32 and architecture not in (*AMPERE, "sm_90")):
         warps = 8
