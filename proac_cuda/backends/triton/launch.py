@@ -188,6 +188,8 @@ def _statistics(
     block = _class_block(num_classes)
     counters = new(_num_counters(num_classes), dtype=torch.int32)
     programs, index_type = ceil_div(num_classes, tile.BLOCKS * tile.KB), pixels.index_type(labels)
+    # 16 of float64 spill 8 bytes on sm_90 under Triton 3.8.
+    chunks_at_once = 8 if prototypes.dtype == torch.float64 else 32
     with _on(features):
         anchors = _prepare(features, prototypes, [tile], None).anchors
         log_normaliser = None
@@ -214,7 +216,7 @@ def _statistics(
         run(
             merge_statistics.merge_statistics_kernel, (ceil_div(num_classes, block),),
             partials=partials, diagnostics=chunk_diagnostics, statistics=statistics, merged_diagnostics=diagnostics,
-            counters=counters, chunks=num_chunks, K=num_classes, KB=block, CB=8 if prototypes.dtype == torch.float64 else 32,
+            counters=counters, chunks=num_chunks, K=num_classes, KB=block, CB=chunks_at_once,
         )  # fmt: skip
     return statistics, positive, diagnostics, counters
 

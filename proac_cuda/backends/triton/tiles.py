@@ -73,7 +73,7 @@ def forward_tiles(
     if classes > 32:
         return _many_classes(dtype, classes, architecture, more_options)
     warps, registers = 4, 0
-    three_programs = classes <= 16 or architecture in AMPERE if more_options else architecture == "sm_120"
+    three_programs = (classes <= 16 or architecture in AMPERE) if more_options else architecture == "sm_120"
     if dtype != torch.float32 and three_programs:
         # As many on a multiprocessor. Left to itself ptxas takes 128 to 220, or spills 8 bytes, by Triton's version.
         registers = 168 if nvidia else 0
@@ -191,13 +191,12 @@ def prototype_tiles(
         return Tiles(16, 16, min(own, 32), 4, 1, DO=min(own, 64), HOISTED=False)
     blocks = 1 if classes <= 16 else 2  # more, and registers spill
     if dtype == torch.float32:  # twice the registers for features and operands: not all 256 channels fit
-        one = more_options or architecture == "sm_100"
+        if more_options or architecture == "sm_100":
+            blocks = 1
         # Triton 3.9 spills 8 to 32 bytes to hold more programs at a time; of PROTOTYPE_PROGRAMS a multiprocessor has 2 or 3.
         registers = 255 if architecture.startswith("sm_") else 0
-        blocks = 1 if one else blocks
-        return Tiles(
-            16, 32, min(own, 32), 4, 1, min(own, 128), 0, 0, blocks, HOISTED=channels_last, max_registers=registers
-        )
+        sizes: dict[str, Any] = {"DO": min(own, 128), "BLOCKS": blocks, "HOISTED": channels_last}
+        return Tiles(16, 32, min(own, 32), 4, 1, max_registers=registers, **sizes)
     if architecture in ("sm_100", "sm_120") and channels_last and own == 256 and classes > 16 and not more_options:
         # Two blocks of 16 spill 8 to 32 bytes here, one of 32 does so elsewhere.
         return Tiles(32, 64, 64, 8, 1, own, HOISTED=False)
